@@ -1,0 +1,61 @@
+"""Many rows at once: one merge a table, by binary COPY through a staging table on PostgreSQL where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Table
+
+# Below this many rows, making and dropping a staging table costs more than it saves.
+COPY_FROM_ROWS = 500
+
+
+def merge(connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]],
+          on_conflict: str) -> None:  # fmt: skip
+    """Insert `rows` (tuples in the order of `columns`) into `table`; what happens to those that are there already
+    is said by `on_conflict`, the text of an ON CONFLICT clause. No two rows of one call may have the same key.
+    """
+    if not rows:
+        return
+    names = ", ".join(columns)
+    if connection.dialect.name == "postgresql" and len(rows) >= COPY_FROM_ROWS:
+        _merge_by_copy(connection, table, names, columns, rows, on_conflict)
+        return
+    marks = ", ".join(["?" if connection.dialect.name == "sqlite" else "%s"] * len(columns))
+    connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {on_conflict}", list(rows))
+
+
+def _merge_by_copy(connection: Connection, table: Table, names: str, columns: Sequence[str],
+                   rows: Sequence[tuple[Any, ...]], on_conflict: str) -> None:  # fmt: skip
+    stage = f"stage_{table.name}"
+    connection.exec_driver_sql(
+        f"CREATE TEMPORARY TABLE {stage} ON COMMIT DROP AS SELECT {names} FROM {table.name} WITH NO DATA"
+    )
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    with (
+        driver.cursor() as cursor,
+        cursor.copy(f"COPY {stage} ({names}) FROM STDIN (FORMAT BINARY)") as copy,
+    ):
+        copy.set_types([_pg_type(table, column) for column in columns])
+        for row in rows:
+            copy.write_row(row)
+    connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {stage} {on_conflict}")
+    connection.exec_driver_sql(f"DROP TABLE {stage}")
+
+
+def _pg_type(table: Table, column: str) -> str:
+    from sqlalchemy.dialects import postgresql
+
+    name = str(table.c[column].type.compile(dialect=postgresql.dialect())).lower()  # type: ignore[no-untyped-call]
+    return name.split("(")[0]
+
+
+def run_many(connection: Connection, sql: str, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Run one statement (marks written as ?) for each row; the number of rows that it matched in all."""
+    if not rows:
+        return 0
+    if connection.dialect.name != "sqlite":
+        sql = sql.replace("?", "%s")
+    return connection.exec_driver_sql(sql, list(rows)).rowcount

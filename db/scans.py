@@ -1,0 +1,230 @@
+"""Scans: asked for, started, cancelled, finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from db.clock import clock
+from db.tables import changes, directories, scan_errors, scans, shards, tenants
+from db.types import Kind, ScanState, Strategy, Trigger, UsageError, new_scan_id
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A row of `scans`; the meaning of each field is said there."""
+
+    id: str
+    tenant_id: int
+    fence: int | None
+    strategy: str | None
+    reason: str | None
+    trigger: str
+    full: bool
+    state: str
+    verdict: str | None
+    ending: str | None
+    error: str | None
+    requested_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    directories: int
+    directories_unchanged: int
+    files: int
+    bytes: int
+    other: int
+    added: int
+    modified: int
+    deleted: int
+    moved: int
+    unchanged: int
+    hashed_files: int
+    hashed_bytes: int
+    skipped_total: int
+    errors_total: int
+    shards: int
+    attempts: int
+    peak_memory_bytes: int
+
+
+_COLUMNS = [scans.c[name] for name in Scan.__slots__]
+
+
+def _scan(row: RowMapping) -> Scan:
+    return Scan(**row)
+
+
+def get(connection: Connection, scan_id: str) -> Scan | None:
+    """The scan of that id, if there is one."""
+    row = connection.execute(select(*_COLUMNS).where(scans.c.id == scan_id)).mappings().first()
+    return None if row is None else _scan(row)
+
+
+def lock(connection: Connection, scan_id: str) -> Scan | None:
+    """The scan, its row held until the transaction ends. After the tenant, before a shard."""
+    row = connection.execute(select(*_COLUMNS).where(scans.c.id == scan_id).with_for_update()).mappings().first()
+    return None if row is None else _scan(row)
+
+
+def of_tenant(connection: Connection, tenant_id: int, limit: int) -> Sequence[Scan]:
+    """A tenant's scans, newest first."""
+    query = select(*_COLUMNS).where(scans.c.tenant_id == tenant_id).order_by(scans.c.requested_at.desc(), scans.c.id)
+    return [_scan(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+
+def in_state(connection: Connection, state: ScanState, tenant_id: int | None = None) -> Sequence[Scan]:
+    """All scans in a state, of one tenant or of all."""
+    query = select(*_COLUMNS).where(scans.c.state == state)
+    if tenant_id is not None:
+        query = query.where(scans.c.tenant_id == tenant_id)
+    return [_scan(row) for row in connection.execute(query.order_by(scans.c.requested_at)).mappings()]
+
+
+def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: bool = False) -> tuple[Scan, bool]:
+    """Ask for a scan: the tenant's queued one, widened, or a new one. Returns it, and whether it is new.
+
+    A running scan is never joined: what it has passed already would be missed.
+    """
+    for _ in range(2):
+        queued = connection.execute(
+            update(scans)
+            .where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.QUEUED)
+            .values(full=scans.c.full | full)
+            .returning(scans.c.id)
+        ).scalar()
+        if queued is not None:
+            return _must(get(connection, queued)), False
+        scan_id = new_scan_id()
+        try:
+            with connection.begin_nested():
+                connection.execute(
+                    insert(scans).values(id=scan_id, tenant_id=tenant_id, trigger=trigger, full=full,
+                                         state=ScanState.QUEUED, requested_at=clock())
+                )  # fmt: skip
+            return _must(get(connection, scan_id)), True
+        except IntegrityError:
+            continue  # somebody else queued one between the two statements: join it
+    raise UsageError(f"no scan could be queued for tenant {tenant_id}: was it removed just now?")
+
+
+def _must(scan: Scan | None) -> Scan:
+    assert scan is not None
+    return scan
+
+
+def startable(connection: Connection, limit: int) -> Sequence[tuple[str, int]]:
+    """Queued scans whose tenant has none running, as (scan, tenant), longest waiting first."""
+    running = select(scans.c.tenant_id).where(scans.c.state == ScanState.RUNNING)
+    query = (
+        select(scans.c.id, scans.c.tenant_id)
+        .where(scans.c.state == ScanState.QUEUED, scans.c.tenant_id.not_in(running))
+        .order_by(scans.c.requested_at)
+        .limit(limit)
+    )
+    return [(row.id, row.tenant_id) for row in connection.execute(query)]
+
+
+def any_running(connection: Connection, tenant_id: int) -> bool:
+    """Has the tenant a running scan?"""
+    query = select(scans.c.id).where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.RUNNING)
+    return connection.execute(query).first() is not None
+
+
+def set_running(connection: Connection, scan_id: str, *, fence: int, strategy: Strategy, reason: str) -> bool:
+    """Queued → running. False where it is no longer queued."""
+    query = (
+        update(scans)
+        .where(scans.c.id == scan_id, scans.c.state == ScanState.QUEUED)
+        .values(state=ScanState.RUNNING, fence=fence, strategy=strategy, reason=reason, started_at=clock())
+    )
+    return connection.execute(query).rowcount == 1
+
+
+def cancel_queued(connection: Connection, scan_id: str) -> bool:
+    """Queued → cancelled. False where it is no longer queued."""
+    query = (
+        update(scans)
+        .where(scans.c.id == scan_id, scans.c.state == ScanState.QUEUED)
+        .values(state=ScanState.CANCELLED, finished_at=clock())
+    )
+    return connection.execute(query).rowcount == 1
+
+
+def store_verdict(connection: Connection, scan_id: str, verdict: str) -> None:
+    """Write finish's decision on deletions (delete | keep) before anything is done by it. The first one stands."""
+    query = update(scans).where(scans.c.id == scan_id, scans.c.verdict.is_(None))
+    connection.execute(query.values(verdict=verdict))
+
+
+def decide_ending(connection: Connection, scan_id: str, ending: ScanState, error: str | None) -> bool:
+    """A running scan shall end cancelled or failed, without deletions; False: it does not run. The first decision stands."""
+    query = (
+        update(scans)
+        .where(scans.c.id == scan_id, scans.c.state == ScanState.RUNNING)
+        .values(ending=func.coalesce(scans.c.ending, ending), error=func.coalesce(scans.c.error, error),
+                verdict=func.coalesce(scans.c.verdict, "keep"))
+    )  # fmt: skip
+    return connection.execute(query).rowcount == 1
+
+
+def publish(connection: Connection, scan: Scan, state: ScanState) -> None:
+    """Running → ended, with its totals as the tables tell them. This alone makes its changes visible."""
+    values: dict[str, Any] = {**_index_totals(connection, scan), **_shard_totals(connection, scan)}
+    values |= _change_totals(connection, scan)
+    values["unchanged"] = max(0, values["files"] - values["added"] - values["modified"] - values["moved"])
+    query = update(scans).where(scans.c.id == scan.id, scans.c.state == ScanState.RUNNING)
+    connection.execute(query.values(state=state, finished_at=clock(), **values))
+
+
+def _index_totals(connection: Connection, scan: Scan) -> dict[str, int]:
+    d = directories.c
+    query = select(
+        func.count(),
+        func.coalesce(func.sum(d.files), 0),
+        func.coalesce(func.sum(d.bytes), 0),
+    ).where(d.tenant_id == scan.tenant_id)
+    count, files, size = connection.execute(query).one()
+    return {"directories": int(count), "files": int(files), "bytes": int(size)}
+
+
+def _change_totals(connection: Connection, scan: Scan) -> dict[str, int]:
+    query = select(changes.c.kind, func.count()).where(
+        changes.c.tenant_id == scan.tenant_id, changes.c.fence == scan.fence
+    )
+    counted = {kind: int(count) for kind, count in connection.execute(query.group_by(changes.c.kind))}
+    return {str(kind): counted.get(kind, 0) for kind in Kind}
+
+
+def _shard_totals(connection: Connection, scan: Scan) -> dict[str, int]:
+    s = shards.c
+    summed = ("hashed_files", "hashed_bytes", "other", "errors_total", "directories_unchanged")
+    query = select(
+        *(func.coalesce(func.sum(s[name]), 0) for name in summed),
+        func.coalesce(func.sum(s.attempt), 0),
+        func.count(),
+        func.max(s.peak_memory_bytes),
+    ).where(s.scan_id == scan.id)
+    *sums, attempts, count, peak = connection.execute(query).one()
+    totals = {name: int(value) for name, value in zip(summed, sums, strict=True)}
+    return totals | {"attempts": int(attempts), "shards": int(count), "peak_memory_bytes": int(peak or 0)}
+
+
+def errors_of(connection: Connection, scan_id: str, limit: int) -> Sequence[tuple[bytes, str, str]]:
+    """What a scan could not look at: (path, operation, error), by path."""
+    e = scan_errors.c
+    query = select(e.path, e.operation, e.error).where(e.scan_id == scan_id).order_by(e.path, e.operation)
+    return [(row.path, row.operation, row.error) for row in connection.execute(query.limit(limit))]
+
+
+def last_visible_fence(connection: Connection, tenant_id: int) -> int:
+    """Changes up to this fence can be seen: all before the running scan's, else all."""
+    running = select(scans.c.fence).where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.RUNNING)
+    fence = connection.execute(running).scalar()
+    if fence is not None:
+        return int(fence) - 1
+    return int(connection.execute(select(tenants.c.fence).where(tenants.c.id == tenant_id)).scalar_one())

@@ -1,0 +1,100 @@
+"""The version of the schema: checked by one raw query, migrated only where it differs (importing Alembic is dear)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DatabaseError as DriverError
+from sqlalchemy.exc import DBAPIError
+
+from db.engine import reading, writing
+from db.types import DatabaseError
+
+# The newest migration. A test asserts that this is what the files in db/migrations say.
+HEAD = "0001"
+# All that this release can bring forward.
+KNOWN = (None, "0001")
+
+
+def version(engine: Engine) -> str | None:
+    """The schema version of the database, None where it holds nothing of ours.
+
+    Raises DatabaseError where the database cannot be read at all.
+    """
+    try:
+        with reading(engine) as connection:
+            if not engine.dialect.has_table(connection, "alembic_version"):
+                return None
+            row = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
+            return None if row is None else str(row[0])
+    except DBAPIError as error:
+        raise unusable(engine, error) from error
+
+
+def migrate(engine: Engine) -> bool:
+    """Bring the schema to HEAD; True if there was something to do. All or nothing, one process at a time.
+
+    Raises DatabaseError where the schema is newer than this program.
+    """
+    found = version(engine)
+    if found == HEAD:
+        return False
+    _refuse_newer(engine, found)
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    try:
+        with writing(engine) as connection:
+            _only_one(connection)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise unusable(engine, error) from error
+    return True
+
+
+def require_current(engine: Engine) -> None:
+    """Raise DatabaseError unless the schema is the one that this program was written for."""
+    found = version(engine)
+    if found != HEAD:
+        _refuse_newer(engine, found)
+        raise DatabaseError(
+            f"the database {where(engine)} has schema {found or 'none'}, this program needs {HEAD}: "
+            "run `strandline migrate` first"
+        )
+
+
+def _refuse_newer(engine: Engine, found: str | None) -> None:
+    if found not in KNOWN:
+        raise DatabaseError(
+            f"the database {where(engine)} has schema {found}, which is newer than this program (it knows {HEAD}): "
+            "upgrade strandline, or use another database or --state folder"
+        )
+
+
+def _only_one(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('strandline migrate'))")
+
+
+def where(engine: Engine) -> str:
+    """The database, for a message; without its password."""
+    if engine.dialect.name == "sqlite":
+        return str(engine.url.database)
+    return engine.url.render_as_string(hide_password=True)
+
+
+def unusable(engine: Engine, error: DriverError) -> DatabaseError:
+    """The sentence for an error of the driver: what, where, what to do."""
+    said = str(error.orig).strip().splitlines()[0] if error.orig is not None else str(error)
+    advice = "see that it runs and can be reached"
+    if engine.dialect.name == "sqlite":
+        advice = "see that the folder can be written to"
+        if "not a database" in said or "malformed" in said:
+            advice = "the file is damaged: move it away (the next scan builds a new index) or restore a copy"
+        elif "full" in said or "disk I/O" in said:
+            advice = "the disk is full or failing: make room, or use another --state folder"
+    return DatabaseError(f"the database {where(engine)} cannot be used: {said}; {advice}")

@@ -1,0 +1,273 @@
+"""Shards: claim, renew, release, flush, complete; nothing else ever changes who holds one.
+
+The statements are those of the design: a claim takes what is ready or whose lease has run out, and every write of a
+holder begins with one that extends its own lease, so that a process that was stopped can wake up and write nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, insert, or_, select, update
+
+from db import scans
+from db.clock import clock
+from db.tables import scans as scans_table
+from db.tables import shards, tenants
+from db.types import SETTLED_SHARDS, LeaseLost, ScanState, ShardState
+
+FINISH = 0
+# Changes of one shard are numbered below this.
+NUMBERS_PER_SHARD = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A shard that this process holds."""
+
+    scan_id: str
+    number: int
+    tenant_id: int
+    fence: int
+    frontier: str
+    attempt: int
+    deaths: int
+    queue: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sendable:
+    """A ready shard that the dispatcher may send."""
+
+    scan_id: str
+    number: int
+    tenant_id: int
+    queue: str
+
+
+def add(connection: Connection, scan: scans.Scan, frontiers: Sequence[str], queue: str) -> list[int]:
+    """New ready shards of a running scan, one for each frontier; their numbers. The caller holds the scan's lock."""
+    if not frontiers:
+        return []
+    top = connection.execute(select(func.max(shards.c.number)).where(shards.c.scan_id == scan.id)).scalar()
+    first = FINISH + 1 if top is None else top + 1
+    connection.execute(
+        insert(shards).values(not_before=clock()),
+        [_row(scan, first + i, frontier, queue, ShardState.READY) for i, frontier in enumerate(frontiers)],
+    )
+    return list(range(first, first + len(frontiers)))
+
+
+def add_finish(connection: Connection, scan: scans.Scan, queue: str) -> None:
+    """Shard 0, waiting for all the others."""
+    row = _row(scan, FINISH, "{}", queue, ShardState.WAITING)
+    connection.execute(insert(shards).values(not_before=clock(), **row))
+
+
+def _row(scan: scans.Scan, number: int, frontier: str, queue: str, state: ShardState) -> dict[str, Any]:
+    return {
+        "scan_id": scan.id, "number": number, "tenant_id": scan.tenant_id, "fence": scan.fence,
+        "frontier": frontier, "queue": queue, "state": state,
+    }  # fmt: skip
+
+
+def claim(connection: Connection, scan_id: str, number: int, lease_s: float) -> Lease | None:
+    """Take a shard that is ready, or whose holder's lease has run out. None: somebody else has it, or it is over."""
+    s = shards.c
+    expired = and_(s.state == ShardState.LEASED, s.lease_until < clock())
+    query = (
+        update(shards)
+        .where(s.scan_id == scan_id, s.number == number, s.not_before <= clock())
+        .where(or_(s.state == ShardState.READY, expired))
+        .values(
+            state=ShardState.LEASED,
+            attempt=s.attempt + 1,
+            deaths=s.deaths + case((s.state == ShardState.LEASED, 1), else_=0),
+            token=str(uuid.uuid4()),
+            lease_until=clock(lease_s),
+            sent_until=None,
+        )
+        .returning(*(s[name] for name in Lease.__slots__))
+    )
+    row: RowMapping | None = connection.execute(query).mappings().first()
+    return None if row is None else Lease(**row)
+
+
+def _held(lease: Lease) -> ColumnElement[bool]:
+    s = shards.c
+    return and_(
+        s.scan_id == lease.scan_id,
+        s.number == lease.number,
+        s.token == lease.token,
+        s.state == ShardState.LEASED,
+        s.lease_until > clock(),
+    )
+
+
+def flush(connection: Connection, lease: Lease, lease_s: float, reserve: int = 0, **counted: int) -> int:
+    """The first statement of every flush: extends the lease, reserves `reserve` numbers for changes, adds to counters.
+
+    Returns the first reserved number. Raises LeaseLost, and then the transaction must be rolled back.
+    """
+    s = shards.c
+    query = (
+        update(shards)
+        .where(_held(lease))
+        .values(
+            lease_until=clock(lease_s),
+            sequence=s.sequence + reserve,
+            **{name: s[name] + value for name, value in counted.items()},
+        )
+        .returning(s.sequence)
+    )
+    sequence = connection.execute(query).scalar()
+    if sequence is None:
+        raise LeaseLost(f"shard {lease.number} of scan {lease.scan_id} is no longer held by this process")
+    return lease.number * NUMBERS_PER_SHARD + int(sequence) - reserve
+
+
+def renew(connection: Connection, lease: Lease, lease_s: float) -> None:
+    """Extend the lease while progress is made. Raises LeaseLost."""
+    flush(connection, lease, lease_s)
+
+
+def release(connection: Connection, lease: Lease, *, delay_s: float = 0.0, error: str | None = None) -> None:
+    """Give the shard back as it is, to be tried again after `delay_s`. Nothing happens where it is no longer held."""
+    connection.execute(
+        update(shards)
+        .where(_held(lease))
+        .values(state=ShardState.READY, token=None, lease_until=None, sent_until=None, error=error,
+                not_before=clock(delay_s))
+    )  # fmt: skip
+
+
+def release_all(connection: Connection) -> int:
+    """Give back every leased shard, and forget every message under way. Only for the embedded stack at its start,
+    which holds the state folder's lock and so knows that no worker and no broker of before is alive.
+    """
+    s = shards.c
+    query = update(shards).where(s.state.in_((ShardState.LEASED, ShardState.READY)))
+    return connection.execute(
+        query.values(
+            deaths=s.deaths + case((s.state == ShardState.LEASED, 1), else_=0),
+            state=ShardState.READY, token=None, lease_until=None, sent_until=None,
+        )
+    ).rowcount  # fmt: skip
+
+
+def complete(connection: Connection, lease: Lease, *, peak_memory_bytes: int, directories_unchanged: int = 0,
+             other: int = 0) -> None:  # fmt: skip
+    """Leased → done. The caller holds the scan's lock. Raises LeaseLost."""
+    query = (
+        update(shards)
+        .where(_held(lease))
+        .values(state=ShardState.DONE, token=None, lease_until=None, sent_until=None, error=None,
+                directories_unchanged=directories_unchanged, other=other,
+                peak_memory_bytes=func.max(shards.c.peak_memory_bytes, peak_memory_bytes)
+                if connection.dialect.name == "sqlite"
+                else func.greatest(shards.c.peak_memory_bytes, peak_memory_bytes))
+    )  # fmt: skip
+    if connection.execute(query).rowcount != 1:
+        raise LeaseLost(f"shard {lease.number} of scan {lease.scan_id} is no longer held by this process")
+
+
+def ready_finish(connection: Connection, scan_id: str) -> bool:
+    """Waiting → ready for shard 0 once all others are settled. The caller holds the scan's lock."""
+    s = shards.c
+    open_ones = select(s.number).where(s.scan_id == scan_id, s.number != FINISH, s.state.not_in(SETTLED_SHARDS))
+    query = (
+        update(shards)
+        .where(s.scan_id == scan_id, s.number == FINISH, s.state == ShardState.WAITING, ~open_ones.exists())
+        .values(state=ShardState.READY, not_before=clock())
+    )
+    return connection.execute(query).rowcount == 1
+
+
+def drop_open(connection: Connection, scan_id: str) -> int:
+    """Drop every unfinished shard but the finish. The caller holds the scan's lock."""
+    s = shards.c
+    query = update(shards).where(s.scan_id == scan_id, s.number != FINISH, s.state.not_in(SETTLED_SHARDS))
+    return connection.execute(
+        query.values(state=ShardState.DROPPED, token=None, lease_until=None, sent_until=None)
+    ).rowcount
+
+
+def end_early(connection: Connection, scan_id: str, ending: ScanState, error: str | None) -> bool:
+    """Let a running scan end cancelled or failed: drop its open shards and make its finish ready.
+
+    False where it is not running (any more). Takes the scan's lock.
+    """
+    if scans.lock(connection, scan_id) is None or not scans.decide_ending(connection, scan_id, ending, error):
+        return False
+    drop_open(connection, scan_id)
+    ready_finish(connection, scan_id)
+    return True
+
+
+def any_errors(connection: Connection, scan_id: str) -> bool:
+    """Could something not be looked at?"""
+    s = shards.c
+    return (
+        connection.execute(select(s.number).where(s.scan_id == scan_id, s.errors_total > 0).limit(1)).first()
+        is not None
+    )
+
+
+def any_not_done(connection: Connection, scan_id: str) -> bool:
+    """Was a shard quarantined or dropped, so that the scan has not seen everything?"""
+    s = shards.c
+    query = select(s.number).where(s.scan_id == scan_id, s.number != FINISH, s.state != ShardState.DONE).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def in_flight(connection: Connection) -> int:
+    """Shards leased or sent and not yet expired, in all."""
+    s = shards.c
+    sent = and_(s.state == ShardState.READY, s.sent_until > clock())
+    query = select(func.count()).where(or_(s.state == ShardState.LEASED, sent))
+    return int(connection.execute(query).scalar_one())
+
+
+def backlog(connection: Connection) -> dict[str, int]:
+    """Number of open shards by state (waiting, ready, leased)."""
+    s = shards.c
+    states = (ShardState.WAITING, ShardState.READY, ShardState.LEASED)
+    query = select(s.state, func.count()).where(s.state.in_(states)).group_by(s.state)
+    found = {state: int(count) for state, count in connection.execute(query)}
+    return {str(state): found.get(state, 0) for state in states}
+
+
+def sendable(connection: Connection, limit: int) -> Sequence[Sendable]:
+    """Shards to send now: ready, or left by a dead holder, and without a message under way; locked.
+
+    The least recently served tenant goes first.
+    """
+    s = shards.c
+    is_open = or_(
+        and_(s.state == ShardState.READY, func.coalesce(s.sent_until, clock()) <= clock()),
+        and_(s.state == ShardState.LEASED, s.lease_until < clock(), func.coalesce(s.sent_until, clock()) <= clock()),
+    )
+    query = (
+        select(s.scan_id, s.number, s.tenant_id, s.queue)
+        .join(tenants, tenants.c.id == s.tenant_id)
+        .join(scans_table, scans_table.c.id == s.scan_id)
+        .where(is_open, s.not_before <= clock(), scans_table.c.state == ScanState.RUNNING)
+        .order_by(tenants.c.served_at.nulls_first(), s.scan_id, s.number)
+        .limit(limit)
+        .with_for_update(of=shards, skip_locked=True)
+    )
+    return [Sendable(**row) for row in connection.execute(query).mappings()]
+
+
+def mark_sent(connection: Connection, sent: Sequence[Sendable], expires_s: float | None) -> None:
+    """Note that messages for these are under way for `expires_s`; None: they are not, after all."""
+    s = shards.c
+    until = None if expires_s is None else clock(expires_s)
+    for shard in sent:
+        connection.execute(
+            update(shards).where(s.scan_id == shard.scan_id, s.number == shard.number).values(sent_until=until)
+        )

@@ -1,0 +1,289 @@
+"""The tables. Each opens with what one row means.
+
+High-volume tables (directories, files, changes) begin their primary key with the tenant, so that they can be
+partitioned by it, and carry no foreign keys: whoever removes a tenant removes its rows.
+Names and paths are bytes. Times are `Instant`: timestamptz on PostgreSQL, microseconds since the epoch on SQLite.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+
+from db.clock import Instant
+from db.types import ENDED, FileType, Gone, Kind, ScanState, ShardState, Strategy, Trigger, Unsettled
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite gives out row ids only to columns declared exactly INTEGER.
+Serial = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _one_of(column: str, values: type | tuple[object, ...]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)  # type: ignore[union-attr]
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=text("0"))
+
+
+# One customer's folder, how it is scanned, and how far the last complete scan came (the watermark).
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("root", LargeBinary, nullable=False, unique=True),  # absolute, without symlinks
+    Column("tier", String(32), nullable=False, server_default="standard"),
+    Column("interval_s", Integer, nullable=False),  # seconds between scheduled scans
+    Column("algorithm", String(16), nullable=False),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),  # false: paused
+    Column("created_at", Instant, nullable=False),
+    Column("next_scan_at", Instant),  # when the schedule wants the next scan; none: never
+    Column("served_at", Instant),  # when a shard of this tenant was last sent; the least recent goes first
+    _count("fence"),  # of the newest scan; grows by one with each
+    Column("watermark_fence", BigInteger),  # of the last complete scan
+    Column("watermark_started_at", Instant),
+    Column("watermark_files", BigInteger),
+    _count("pruned_fence"),  # changes up to this fence are no longer kept
+    Column("filesystem", String(32)),  # type, as last seen
+    Column("root_inode", BigInteger),  # identity of the root at the last complete scan
+    CheckConstraint("interval_s > 0", name="interval_s"),
+)
+
+# One numbered pass over a tenant. At most one is queued and one running; its changes are visible once it has ended.
+scans = Table(
+    "scans",
+    metadata,
+    Column("id", Uuid(as_uuid=False), primary_key=True),
+    Column("tenant_id", BigInteger, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
+    Column("fence", BigInteger),  # given at start
+    Column("strategy", String(16)),
+    Column("reason", Text),  # of the strategy
+    Column("trigger", String(16), nullable=False),
+    Column("full", Boolean, nullable=False, server_default=text("false")),  # asked for: trust no fingerprint
+    Column("state", String(16), nullable=False),
+    Column("verdict", String(16)),  # finish's decision on deletions, stored before it is applied: delete | keep
+    Column("ending", String(16)),  # decided before the finish: cancelled | failed
+    Column("error", Text),  # why
+    Column("requested_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    _count("directories"),
+    _count("directories_unchanged"),
+    _count("files"),
+    _count("bytes"),
+    _count("other"),
+    _count("added"),
+    _count("modified"),
+    _count("deleted"),
+    _count("moved"),
+    _count("unchanged"),
+    _count("hashed_files"),
+    _count("hashed_bytes"),
+    _count("skipped_total"),
+    _count("errors_total"),
+    _count("shards"),
+    _count("attempts"),
+    _count("peak_memory_bytes"),
+    UniqueConstraint("tenant_id", "fence"),
+    _one_of("state", ScanState),
+    _one_of("strategy", Strategy),
+    _one_of("trigger", Trigger),
+    CheckConstraint("verdict IN ('delete', 'keep')", name="verdict"),
+    CheckConstraint("ending IN ('cancelled', 'failed')", name="ending"),
+    CheckConstraint(f"(state IN ({', '.join(repr(str(s)) for s in ENDED)})) = (finished_at IS NOT NULL)", name="ended"),
+    CheckConstraint("state <> 'running' OR (fence IS NOT NULL AND started_at IS NOT NULL)", name="running"),
+    Index("uq_scans_queued", "tenant_id", unique=True, postgresql_where=text("state = 'queued'"),
+          sqlite_where=text("state = 'queued'")),
+    Index("uq_scans_running", "tenant_id", unique=True, postgresql_where=text("state = 'running'"),
+          sqlite_where=text("state = 'running'")),
+    Index("ix_scans_tenant_requested", "tenant_id", "requested_at"),
+)  # fmt: skip
+
+# The unit of claim and retry: a part of a scan's directories. Number 0 is the finish.
+shards = Table(
+    "shards",
+    metadata,
+    Column("scan_id", Uuid(as_uuid=False), ForeignKey("scans.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("tenant_id", BigInteger, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("queue", String(16), nullable=False),  # of Celery, where it is sent
+    Column("frontier", Text, nullable=False),  # JSON, see tasks/frontier.py; besides it, the directories it owns
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("deaths", Integer, nullable=False, server_default=text("0")),  # leases that ran out
+    Column("token", Uuid(as_uuid=False)),  # who holds it
+    Column("lease_until", Instant),
+    Column("sent_until", Instant),  # until then a message is thought to be under way
+    Column("not_before", Instant, nullable=False),
+    _count("sequence"),  # last number given to a change of this shard
+    Column("entry", LargeBinary),  # careful mode: the path about to be touched
+    Column("error", Text),  # of the last failed attempt
+    _count("directories_unchanged"),
+    _count("hashed_files"),
+    _count("hashed_bytes"),
+    _count("other"),
+    _count("errors_total"),
+    _count("peak_memory_bytes"),
+    _one_of("state", ShardState),
+    CheckConstraint("(state = 'leased') = (token IS NOT NULL AND lease_until IS NOT NULL)", name="leased"),
+    CheckConstraint("state <> 'waiting' OR number = 0", name="waiting"),
+    Index("ix_shards_open", "state", "queue", postgresql_where=text("state IN ('ready', 'leased')"),
+          sqlite_where=text("state IN ('ready', 'leased')")),
+)  # fmt: skip
+
+# A directory of a tenant's tree, as it was when it was last listed with a difference.
+directories = Table(
+    "directories",
+    metadata,
+    Column("tenant_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("parent_id", BigInteger),  # none: the root
+    Column("name", LargeBinary, nullable=False),
+    Column("path", LargeBinary, nullable=False),
+    Column("order_key", LargeBinary, nullable=False),  # path with / as NUL, cut to 1,024 bytes: depth-first order
+    Column("inode", BigInteger),
+    Column("mount", BigInteger),  # device number; means something within one boot of one node only
+    Column("fingerprint", LargeBinary),  # 16 bytes over its entries; none: its rows must be compared
+    _count("files"),  # files and symlinks in it
+    _count("bytes"),  # of these files
+    Column("version", BigInteger, nullable=False, server_default=text("1")),  # compare-and-swap
+    Column("born", BigInteger, nullable=False),  # fence that found it
+    Column("owner", Integer),  # number of the shard of fence `born` that must list it
+    Column("listed", BigInteger),  # last fence whose listing differed from the rows
+    Column("gone", BigInteger),  # first fence that missed it in its parent's listing
+    Column("gone_reason", String(16)),
+    UniqueConstraint("tenant_id", "parent_id", "name"),
+    Index("ix_directories_order", "tenant_id", "order_key", "id"),
+    Index("ix_directories_inode", "tenant_id", "inode"),
+    Index("ix_directories_owner", "tenant_id", "owner", postgresql_where=text("owner IS NOT NULL"),
+          sqlite_where=text("owner IS NOT NULL")),
+    Index("ix_directories_gone", "tenant_id", "gone", postgresql_where=text("gone IS NOT NULL"),
+          sqlite_where=text("gone IS NOT NULL")),
+    _one_of("gone_reason", Gone),
+    CheckConstraint("(gone IS NULL) = (gone_reason IS NULL)", name="gone"),
+    CheckConstraint("fingerprint IS NULL OR (length(fingerprint) = 16 AND listed IS NOT NULL)", name="fingerprint"),
+)  # fmt: skip
+
+# A part of a huge directory: the names whose 32-bit hash falls into range `number` of `ranges` equal ones.
+directory_ranges = Table(
+    "directory_ranges",
+    metadata,
+    Column("tenant_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("directory_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("ranges", Integer, nullable=False),  # a power of two
+    Column("fingerprint", LargeBinary),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("listed", BigInteger),
+)
+
+# A file or symlink, with the digest of its content and the stat that the digest was proven under.
+files = Table(
+    "files",
+    metadata,
+    Column("tenant_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("directory_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", LargeBinary, primary_key=True),
+    Column("type", String(8), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("ctime_ns", BigInteger, nullable=False),
+    Column("inode", BigInteger, nullable=False),
+    Column("unsettled", String(16)),  # set: this stat equals nothing, look again
+    Column("digest", LargeBinary),  # none: a symlink, or a file that was never read (invisible outside)
+    Column("algorithm", String(16)),
+    Column("policy", String(16)),  # how much of the content the digest covers; none: all
+    Column("target", LargeBinary),  # of a symlink
+    Column("changed", BigInteger, nullable=False),  # fence that last reported a change of it
+    Column("gone", BigInteger),
+    Column("gone_reason", String(16)),
+    Index("ix_files_gone", "tenant_id", "gone", postgresql_where=text("gone IS NOT NULL"),
+          sqlite_where=text("gone IS NOT NULL")),
+    _one_of("type", FileType),
+    _one_of("unsettled", Unsettled),
+    _one_of("gone_reason", Gone),
+    CheckConstraint("(gone IS NULL) = (gone_reason IS NULL)", name="gone"),
+    CheckConstraint("(type = 'symlink') = (target IS NOT NULL)", name="target"),
+    CheckConstraint("digest IS NULL OR algorithm IS NOT NULL", name="digest"),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+
+# One entry of the feed: the whole new state of a path after scan `fence`.
+changes = Table(
+    "changes",
+    metadata,
+    Column("tenant_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("fence", BigInteger, primary_key=True, autoincrement=False),
+    Column("n", BigInteger, primary_key=True, autoincrement=False),  # shard × 2³² + sequence
+    Column("directory_id", BigInteger, nullable=False),
+    Column("name", LargeBinary, nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("path", LargeBinary, nullable=False),
+    Column("old_path", LargeBinary),
+    Column("type", String(8), nullable=False),
+    Column("size", BigInteger),
+    Column("digest", LargeBinary),
+    Column("algorithm", String(16)),
+    Column("target", LargeBinary),
+    Column("reason", String(16)),
+    UniqueConstraint("tenant_id", "fence", "directory_id", "name"),
+    _one_of("kind", Kind),
+    _one_of("type", FileType),
+    CheckConstraint("(kind = 'moved') = (old_path IS NOT NULL)", name="moved"),
+    sqlite_with_rowid=False,
+)
+
+# A place that a scan could not look at, and why. At most some hundreds a shard are kept.
+scan_errors = Table(
+    "scan_errors",
+    metadata,
+    Column("scan_id", Uuid(as_uuid=False), ForeignKey("scans.id", ondelete="CASCADE"), primary_key=True),
+    Column("path_hash", LargeBinary, primary_key=True),  # of path and operation: a long path fits no index
+    Column("path", LargeBinary, nullable=False),
+    Column("operation", String(32), nullable=False),
+    Column("error", Text, nullable=False),
+)
+
+# Scratch of finish: the directories below those that its verdict deletes.
+vanished = Table(
+    "vanished",
+    metadata,
+    Column("scan_id", Uuid(as_uuid=False), ForeignKey("scans.id", ondelete="CASCADE"), primary_key=True),
+    Column("directory_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("expanded", Boolean, nullable=False, server_default=text("false")),
+)
+
+# Blocks of ids that a process takes at once, so that rows can refer to one another before they are written.
+id_blocks = Table(
+    "id_blocks",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("next", BigInteger, nullable=False),
+)

@@ -1,0 +1,200 @@
+"""Tenants: who is scanned, where, how often, and how far the last complete scan came."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from db.clock import clock
+from db.tables import changes, directories, directory_ranges, files, scans, tenants
+from db.types import UsageError
+
+ALGORITHMS = ("sha256", "blake3")
+TIERS = ("standard", "priority", "background")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A row of `tenants`; the meaning of each field is said there."""
+
+    id: int
+    name: str
+    root: bytes
+    tier: str
+    interval_s: int
+    algorithm: str
+    enabled: bool
+    created_at: datetime
+    next_scan_at: datetime | None
+    fence: int
+    watermark_fence: int | None
+    watermark_started_at: datetime | None
+    watermark_files: int | None
+    pruned_fence: int
+    filesystem: str | None
+    root_inode: int | None
+
+
+_COLUMNS = [tenants.c[name] for name in Tenant.__slots__]
+
+
+def _tenant(row: RowMapping) -> Tenant:
+    return Tenant(**row)
+
+
+def check_name(name: str) -> str:
+    """The name, if it may be one. Raises UsageError that says what is allowed."""
+    if NAME.fullmatch(name) is None:
+        shown = name if len(name) <= 60 else name[:57] + "…"
+        raise UsageError(
+            f"tenant name {shown!r} is not allowed: use 1 to 100 letters, digits, '.', '_' or '-', "
+            "not beginning with '.' or '-'"
+        )
+    return name
+
+
+def check_algorithm(algorithm: str) -> str:
+    """The algorithm, if it is known. Raises UsageError."""
+    if algorithm not in ALGORITHMS:
+        raise UsageError(f"unknown algorithm {algorithm!r}: use one of {', '.join(ALGORITHMS)}")
+    return algorithm
+
+
+def add(connection: Connection, *, name: str, root: bytes, tier: str, interval_s: int, algorithm: str) -> Tenant:
+    """Register a tenant. Raises UsageError for a bad value, a name that is taken, or a root that overlaps another's."""
+    check_name(name)
+    _check_values(tier=tier, interval_s=interval_s, algorithm=algorithm)
+    _refuse_overlap(connection, root)
+    if by_name(connection, name) is not None:
+        raise UsageError(f"tenant {name!r} exists already; choose another name")
+    row = {"name": name, "root": root, "tier": tier, "interval_s": interval_s, "algorithm": algorithm}
+    try:
+        connection.execute(insert(tenants).values(created_at=clock(), **row))
+    except IntegrityError as error:
+        raise UsageError(f"tenant {name!r} or its root was registered by somebody else just now") from error
+    return get(connection, name)
+
+
+def _check_values(**values: Any) -> None:
+    if "algorithm" in values:
+        check_algorithm(values["algorithm"])
+    if "tier" in values and values["tier"] not in TIERS:
+        raise UsageError(f"unknown tier {values['tier']!r}: use one of {', '.join(TIERS)}")
+    if "interval_s" in values and not 1 <= values["interval_s"] <= 366 * 86400:
+        raise UsageError(f"interval {values['interval_s']} is not between 1 second and 366 days")
+
+
+def _refuse_overlap(connection: Connection, root: bytes) -> None:
+    # Two indexes of one place would each call the other's view their own; and one tenant could read another's files.
+    for other in list_all(connection):
+        if root == other.root or root.startswith(other.root + b"/") or other.root.startswith(root + b"/"):
+            how = "is" if root == other.root else "is inside" if root.startswith(other.root + b"/") else "contains"
+            shown, theirs = _show(root), _show(other.root)
+            raise UsageError(
+                f"root {shown} {how} the root of tenant {other.name!r} ({theirs}); roots of tenants may not overlap"
+            )
+
+
+def _show(path: bytes) -> str:
+    return repr(path.decode("utf-8", "backslashreplace"))
+
+
+def by_name(connection: Connection, name: str) -> Tenant | None:
+    """The tenant of that name, if there is one."""
+    row = connection.execute(select(*_COLUMNS).where(tenants.c.name == name)).mappings().first()
+    return None if row is None else _tenant(row)
+
+
+def get(connection: Connection, name: str) -> Tenant:
+    """The tenant of that name. Raises UsageError."""
+    found = by_name(connection, name)
+    if found is None:
+        raise UsageError(f"there is no tenant {name!r}; `strandline tenant list` shows those that are")
+    return found
+
+
+def by_id(connection: Connection, tenant_id: int) -> Tenant | None:
+    """The tenant of that id, if there is (still) one."""
+    row = connection.execute(select(*_COLUMNS).where(tenants.c.id == tenant_id)).mappings().first()
+    return None if row is None else _tenant(row)
+
+
+def by_root(connection: Connection, root: bytes) -> Tenant | None:
+    """The tenant of exactly that root, if there is one."""
+    row = connection.execute(select(*_COLUMNS).where(tenants.c.root == root)).mappings().first()
+    return None if row is None else _tenant(row)
+
+
+def list_all(connection: Connection) -> Sequence[Tenant]:
+    """All tenants, by name."""
+    return [_tenant(row) for row in connection.execute(select(*_COLUMNS).order_by(tenants.c.name)).mappings()]
+
+
+def lock(connection: Connection, tenant_id: int) -> None:
+    """Hold the tenant's row until the transaction ends. First in the lock order: tenant, scan, shard."""
+    connection.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update())
+
+
+def change(connection: Connection, tenant_id: int, **values: Any) -> None:
+    """Set columns: tier, interval_s, algorithm, enabled, next_scan_at. Raises UsageError for a bad value."""
+    _check_values(**values)
+    connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(**values))
+
+
+def remove(connection: Connection, tenant_id: int) -> None:
+    """Forget a tenant and all that is known of it. Its files are not touched."""
+    for table in (changes, files, directory_ranges, directories):
+        connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
+    connection.execute(delete(scans).where(scans.c.tenant_id == tenant_id))
+    connection.execute(delete(tenants).where(tenants.c.id == tenant_id))
+
+
+def due(connection: Connection, limit: int) -> Sequence[Tenant]:
+    """Enabled tenants whose next scan's time has come or was never set, locked; those that another tick holds are
+    left to it.
+    """
+    query = (
+        select(*_COLUMNS)
+        .where(tenants.c.enabled, func.coalesce(tenants.c.next_scan_at, clock()) <= clock())
+        .order_by(tenants.c.next_scan_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return [_tenant(row) for row in connection.execute(query).mappings()]
+
+
+def next_fence(connection: Connection, tenant_id: int) -> int:
+    """Take the tenant's next fence."""
+    query = update(tenants).where(tenants.c.id == tenant_id).values(fence=tenants.c.fence + 1)
+    return int(connection.execute(query.returning(tenants.c.fence)).scalar_one())
+
+
+def move_watermark(connection: Connection, tenant_id: int, *, fence: int, started_at: datetime, files: int) -> None:
+    """Note the last complete scan; never backwards."""
+    query = update(tenants).where(
+        tenants.c.id == tenant_id, func.coalesce(tenants.c.watermark_fence, 0) < fence
+    )  # fmt: skip
+    connection.execute(
+        query.values(watermark_fence=fence, watermark_started_at=started_at, watermark_files=files)
+    )  # fmt: skip
+
+
+def note_root(connection: Connection, tenant_id: int, *, filesystem: str, inode: int) -> None:
+    """Remember what the root looked like; writes only what differs."""
+    query = update(tenants).where(
+        tenants.c.id == tenant_id,
+        (tenants.c.filesystem.is_distinct_from(filesystem)) | (tenants.c.root_inode.is_distinct_from(inode)),
+    )
+    connection.execute(query.values(filesystem=filesystem, root_inode=inode))
+
+
+def note_served(connection: Connection, tenant_ids: Sequence[int]) -> None:
+    """Remember that shards of these tenants were sent just now."""
+    connection.execute(update(tenants).where(tenants.c.id.in_(tenant_ids)).values(served_at=clock()))

@@ -1,0 +1,306 @@
+"""The index: directories and files, as the last scans saw them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy.sql.expression import ColumnElement
+
+from db.bulk import merge, run_many
+from db.engine import writing
+from db.tables import directories, files, id_blocks
+from db.types import FileType, KnownChild, KnownDirectory, KnownFile, Place, StaleDirectory
+
+ORDER_KEY_BYTES = 1024
+IDS_PER_BLOCK = 1024
+
+
+def order_key(path: bytes) -> bytes:
+    """Sorts directories depth-first: NUL, which no name contains, sorts before every other byte."""
+    return path.replace(b"/", b"\0")[:ORDER_KEY_BYTES]
+
+
+class IndexedFile(NamedTuple):
+    """One object of the index, as people see it; `place` is where to read on after it."""
+
+    path: bytes
+    type: str
+    size: int
+    mtime_ns: int
+    digest: bytes | None
+    algorithm: str | None
+    target: bytes | None
+    changed: int
+    place: tuple[bytes, int, bytes]
+
+
+NEW_DIRECTORY = ("tenant_id", "id", "parent_id", "name", "path", "order_key", "inode", "fingerprint", "files", "bytes",
+                 "version", "born", "owner", "listed")  # fmt: skip
+FILE = ("tenant_id", "directory_id", "name", "type", "size", "mtime_ns", "ctime_ns", "inode", "unsettled", "digest",
+        "algorithm", "target", "changed", "gone", "gone_reason")  # fmt: skip
+_FILE_CONFLICT = "ON CONFLICT (tenant_id, directory_id, name) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in FILE[3:]
+)
+
+
+@dataclass(slots=True)
+class TreeBatch:
+    """What one flush writes to the index: tuples ready for the driver, so that a first scan builds nothing twice."""
+
+    new_directories: list[list[Any]] = field(default_factory=list)  # in the order of NEW_DIRECTORY
+    listed: list[tuple[Any, ...]] = field(
+        default_factory=list
+    )  # (fingerprint, files, bytes, fence, tenant, id, version)
+    found_children: list[tuple[Any, ...]] = field(default_factory=list)  # (inode, tenant, id): seen again
+    gone_children: list[tuple[Any, ...]] = field(default_factory=list)  # (fence, reason, tenant, id)
+    files: list[tuple[Any, ...]] = field(default_factory=list)  # in the order of FILE
+    gone_files: list[tuple[Any, ...]] = field(default_factory=list)  # (fence, reason, tenant, directory, name)
+
+    def __len__(self) -> int:
+        return (
+            len(self.new_directories) + len(self.listed) + len(self.found_children) + len(self.gone_children)
+            + len(self.files) + len(self.gone_files)
+        )  # fmt: skip
+
+
+def write(connection: Connection, batch: TreeBatch) -> None:
+    """Write a batch; part of a flush. Raises StaleDirectory where a directory's version moved meanwhile."""
+    matched = run_many(
+        connection,
+        "UPDATE directories SET fingerprint = ?, files = ?, bytes = ?, listed = ?, owner = NULL, version = version + 1 "
+        "WHERE tenant_id = ? AND id = ? AND version = ?",
+        batch.listed,
+    )
+    if matched != len(batch.listed):
+        raise StaleDirectory(f"{len(batch.listed) - matched} directories were written by somebody else meanwhile")
+    # No ON CONFLICT: the parent's version proves that its children are those that were compared.
+    merge(connection, directories, NEW_DIRECTORY, [tuple(row) for row in batch.new_directories], "")
+    run_many(
+        connection,
+        "UPDATE directories SET inode = ?, gone = NULL, gone_reason = NULL WHERE tenant_id = ? AND id = ?",
+        batch.found_children,
+    )
+    run_many(
+        connection,
+        "UPDATE directories SET gone = ?, gone_reason = ? WHERE tenant_id = ? AND id = ? AND gone IS NULL",
+        batch.gone_children,
+    )
+    merge(connection, files, FILE, batch.files, _FILE_CONFLICT)
+    run_many(
+        connection,
+        "UPDATE files SET gone = ?, gone_reason = ? "
+        "WHERE tenant_id = ? AND directory_id = ? AND name = ? AND gone IS NULL",
+        batch.gone_files,
+    )
+
+
+class Ids:
+    """Ids for new directories, taken from the database in blocks; what a process leaves unused is lost: no harm."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._left: Iterator[int] = iter(())
+
+    def next(self) -> int:
+        """A directory id that nobody else has."""
+        for number in self._left:
+            return number
+        with writing(self._engine) as connection:
+            block = take_block(connection)
+        self._left = iter(range(block * IDS_PER_BLOCK, (block + 1) * IDS_PER_BLOCK))
+        return next(self._left)
+
+
+def take_block(connection: Connection) -> int:
+    """The number of a block of directory ids that is now the caller's."""
+    query = update(id_blocks).where(id_blocks.c.name == "directories").values(next=id_blocks.c.next + 1)
+    return int(connection.execute(query.returning(id_blocks.c.next)).scalar_one()) - 1
+
+
+def root_of(connection: Connection, tenant_id: int) -> int | None:
+    """The id of the tenant's root directory, if it has one yet."""
+    d = directories.c
+    found = connection.execute(select(d.id).where(d.tenant_id == tenant_id, d.parent_id.is_(None))).scalar()
+    return None if found is None else int(found)
+
+
+def add_root(connection: Connection, tenant_id: int, fence: int) -> int:
+    """The row of a tenant's root, owned by shard 1 of its first scan."""
+    number = take_block(connection) * IDS_PER_BLOCK
+    connection.execute(
+        insert(directories).values(
+            tenant_id=tenant_id, id=number, name=b"", path=b"", order_key=b"", born=fence, owner=1
+        )
+    )
+    return number
+
+
+_KNOWN = [directories.c[name] for name in ("id", "path", "order_key", "fingerprint", "version", "listed", "born")]
+
+
+def range_page(connection: Connection, tenant_id: int, fence: int, after: Place | None, to: Place | None,
+               limit: int) -> Sequence[KnownDirectory]:  # fmt: skip
+    """The next directories of a range known before this fence, depth-first; `after` excluded, `to` included."""
+    d = directories.c
+    place = tuple_(d.order_key, d.id)
+    query = select(*_KNOWN).where(d.tenant_id == tenant_id, d.born < fence)
+    if after is not None:
+        query = query.where(place > tuple_(after.key, after.id))
+    if to is not None:
+        query = query.where(place <= tuple_(to.key, to.id))
+    query = query.order_by(d.order_key, d.id).limit(limit)
+    return [KnownDirectory._make(row) for row in connection.execute(query)]
+
+
+def _owned(tenant_id: int, fence: int, number: int) -> ColumnElement[bool]:
+    d = directories.c
+    return and_(d.tenant_id == tenant_id, d.owner == number, d.born == fence)
+
+
+def owned(connection: Connection, tenant_id: int, fence: int, number: int, limit: int) -> Sequence[KnownDirectory]:
+    """Directories born in this fence that shard `number` still has to list, depth-first."""
+    d = directories.c
+    query = select(*_KNOWN).where(_owned(tenant_id, fence, number)).order_by(d.order_key, d.id).limit(limit)
+    return [KnownDirectory._make(row) for row in connection.execute(query)]
+
+
+def disown(connection: Connection, tenant_id: int, ids: Sequence[int]) -> None:
+    """Nobody has to list these in this scan any more: they could not be opened, and the next scan tries again."""
+    run_many(
+        connection,
+        "UPDATE directories SET owner = NULL WHERE tenant_id = ? AND id = ?",
+        [(tenant_id, number) for number in ids],
+    )
+
+
+def hand_over(connection: Connection, tenant_id: int, fence: int, number: int, new_owners: Sequence[int]) -> None:
+    """Share out what shard `number` still owns among new shards, in contiguous pieces of the depth-first order."""
+    d = directories.c
+    query = select(d.id).where(_owned(tenant_id, fence, number)).order_by(d.order_key, d.id)
+    ids = [row.id for row in connection.execute(query)]
+    rows = [(new_owners[i * len(new_owners) // len(ids)], tenant_id, one) for i, one in enumerate(ids)]
+    run_many(connection, "UPDATE directories SET owner = ? WHERE tenant_id = ? AND id = ?", rows)
+
+
+def count_owned(connection: Connection, tenant_id: int, fence: int, number: int) -> int:
+    """How many directories shard `number` still has to list."""
+    query = select(func.count()).select_from(directories).where(_owned(tenant_id, fence, number))
+    return int(connection.execute(query).scalar_one())
+
+
+def cuts(connection: Connection, tenant_id: int, entries: int) -> Sequence[Place]:
+    """Places that cut the tenant's directories into ranges of about `entries` entries each; the last is the end."""
+    d = directories.c
+    # A directory costs about as much as some files do: opening, listing, closing.
+    weight = func.sum(d.files + 4).over(order_by=(d.order_key, d.id))
+    cumulated = select(d.order_key, d.id, weight.label("total")).where(d.tenant_id == tenant_id).subquery()
+    piece = cumulated.c.total // entries
+    following = func.lead(piece).over(order_by=(cumulated.c.order_key, cumulated.c.id))
+    marked = select(
+        cumulated.c.order_key, cumulated.c.id, piece.label("piece"), following.label("following")
+    ).subquery()
+    query = (
+        select(marked.c.order_key, marked.c.id)
+        .where(marked.c.following.is_distinct_from(marked.c.piece))
+        .order_by(marked.c.order_key, marked.c.id)
+    )
+    return [Place(row.order_key, row.id) for row in connection.execute(query)]
+
+
+def files_of(connection: Connection, tenant_id: int, directory_id: int) -> Mapping[bytes, KnownFile]:
+    """The rows of one directory's files, by name."""
+    f = files.c
+    query = select(f.name, *(f[name] for name in KnownFile._fields)).where(
+        f.tenant_id == tenant_id, f.directory_id == directory_id
+    )
+    return {row[0]: KnownFile._make(row[1:]) for row in connection.execute(query)}
+
+
+def children_of(connection: Connection, tenant_id: int, directory_id: int) -> Mapping[bytes, KnownChild]:
+    """The rows of one directory's child directories, by name."""
+    d = directories.c
+    query = select(d.name, *(d[name] for name in KnownChild._fields)).where(
+        d.tenant_id == tenant_id, d.parent_id == directory_id
+    )
+    return {row[0]: KnownChild._make(row[1:]) for row in connection.execute(query)}
+
+
+def index_page(connection: Connection, tenant_id: int, *, prefix: bytes = b"",
+               after: tuple[bytes, int, bytes] | None = None, limit: int = 1000) -> Sequence[IndexedFile]:  # fmt: skip
+    """The next objects of the index: depth-first by directory, then by name; only paths that begin with `prefix`."""
+    d, f = directories.c, files.c
+    query = (
+        select(
+            d.path, d.order_key, d.id, f.name, f.type, f.size, f.mtime_ns, f.digest, f.algorithm, f.target, f.changed
+        )
+        .join(files, and_(f.tenant_id == d.tenant_id, f.directory_id == d.id))
+        .where(d.tenant_id == tenant_id, (f.digest.is_not(None)) | (f.type == FileType.SYMLINK))
+        .order_by(d.order_key, d.id, f.name)
+        .limit(limit)
+    )
+    if after is not None:
+        # The first condition is what the index on the order can seek by; a row value over two tables cannot.
+        query = query.where(d.order_key >= after[0], tuple_(d.order_key, d.id, f.name) > tuple_(*after))
+    if prefix:
+        query = query.where(_under(prefix))
+    return [_indexed(row) for row in connection.execute(query)]
+
+
+def _under(prefix: bytes) -> ColumnElement[bool]:
+    d, f = directories.c, files.c
+    folder, _, start = prefix.rpartition(b"/")
+    key = order_key(prefix)
+    below = d.order_key >= key
+    following = _successor(key)
+    if following is not None:
+        below = and_(below, d.order_key < following)
+    below = and_(below, func.substr(d.path, 1, len(prefix)) == prefix)
+    here = and_(d.order_key == order_key(folder), d.path == folder, f.name >= start)
+    return below | and_(here, func.substr(f.name, 1, len(start)) == start)
+
+
+def _successor(key: bytes) -> bytes | None:
+    """The least byte string above all that begin with `key`."""
+    stripped = key.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
+
+
+def _indexed(row: Any) -> IndexedFile:
+    path = row.path + b"/" + row.name if row.path else row.name
+    return IndexedFile(path, row.type, row.size, row.mtime_ns, row.digest, row.algorithm, row.target, row.changed,
+                       (row.order_key, row.id, row.name))  # fmt: skip
+
+
+@contextmanager
+def removing(connection: Connection, tenant_id: int, ids: set[int]) -> Iterator[None]:
+    """Whatever deletes rows of directories clears those directories' fingerprints in the same transaction."""
+    d = directories.c
+    yield
+    connection.execute(
+        update(directories)
+        .where(d.tenant_id == tenant_id, d.id.in_(ids), d.fingerprint.is_not(None))
+        .values(fingerprint=None, version=d.version + 1)
+    )
+
+
+def delete_files(connection: Connection, tenant_id: int, keys: Sequence[tuple[int, bytes]]) -> None:
+    """Remove file rows, given as (directory, name)."""
+    with removing(connection, tenant_id, {directory for directory, _ in keys}):
+        run_many(
+            connection,
+            "DELETE FROM files WHERE tenant_id = ? AND directory_id = ? AND name = ?",
+            [(tenant_id, directory, name) for directory, name in keys],
+        )
+
+
+def delete_directories(connection: Connection, tenant_id: int, ids: Sequence[int]) -> None:
+    """Remove directory rows (their files are gone already)."""
+    d = directories.c
+    ours = and_(d.tenant_id == tenant_id, d.id.in_(ids))
+    parents = {row[0] for row in connection.execute(select(d.parent_id).where(ours)) if row[0] is not None}
+    with removing(connection, tenant_id, parents):
+        connection.execute(delete(directories).where(ours))

@@ -1,0 +1,45 @@
+"""Sending shards: a short queue, filled from the database whenever there is room."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from kombu.exceptions import OperationalError
+from sqlalchemy import Engine
+
+from db import shards, tenants
+from db.engine import writing
+from db.shards import FINISH, Sendable
+from tasks.app import EXPIRES_S, App
+
+log = logging.getLogger(__name__)
+
+
+def dispatch(app: App, engine: Engine, window: int) -> int:
+    """Send as many ready shards as the window has room for; how many. They are marked before they are sent, and
+    unmarked where the broker does not answer: a message too many does no harm, one too few costs a tick.
+    """
+    with writing(engine) as connection:
+        free = window - shards.in_flight(connection)
+        batch = shards.sendable(connection, free) if free > 0 else []
+        if not batch:
+            return 0
+        shards.mark_sent(connection, batch, EXPIRES_S)
+        tenants.note_served(connection, [shard.tenant_id for shard in batch])
+    try:
+        _send(app, batch)
+    except (OperationalError, OSError) as error:
+        log.warning("nothing could be sent, the broker does not answer: %s", error)
+        with writing(engine) as connection:
+            shards.mark_sent(connection, batch, None)
+        return 0
+    return len(batch)
+
+
+def _send(app: App, batch: Sequence[Sendable]) -> None:
+    with app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=500):
+        for shard in batch:
+            task = "strandline.finish" if shard.number == FINISH else "strandline.scan_shard"
+            args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
+            app.send_task(task, args, queue=shard.queue, expires=EXPIRES_S, producer=producer, retry=False)

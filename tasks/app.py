@@ -1,0 +1,118 @@
+"""The Celery app, and what its tasks work with: the composition root of every process that sends or takes messages.
+
+Messages are JSON and hold ids only; the database tells the rest. Queues: `control` (short, keeps things moving),
+`interactive` (somebody waits) and `bulk` (the schedule).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+
+import redis
+from celery import Celery, signals
+from kombu import Queue
+from sqlalchemy import Engine
+
+from db.engine import connect
+from db.tree import Ids
+from tasks.redis.keys import PREFIX
+from tasks.settings import Settings
+
+CONTROL, INTERACTIVE, BULK = QUEUES = ("control", "interactive", "bulk")
+# A message that nobody took for so long is no longer worth anything: the dispatcher sends the shard again.
+EXPIRES_S = 60.0
+REDIS_TIMEOUT_S = 5.0
+
+
+class Runtime:
+    """Connections of one process, opened when first used: a forked child must not share its parent's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.clock_ns: Callable[[], int] = time.time_ns
+        self.clock_s: Callable[[], float] = time.monotonic
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The database."""
+        return connect(self.settings.database_url)
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        """Coordination; nothing waits longer than REDIS_TIMEOUT_S for it."""
+        return redis.Redis.from_url(
+            self.settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
+        )
+
+    @cached_property
+    def ids(self) -> Ids:
+        """Ids for new directories."""
+        return Ids(self.engine)
+
+    def forked(self) -> None:
+        """Forget what was inherited by a fork, without closing what the parent still uses."""
+        if "engine" in self.__dict__:
+            self.engine.dispose(close=False)
+        for name in ("engine", "redis", "ids"):
+            self.__dict__.pop(name, None)
+
+
+class App(Celery):
+    """Celery with the runtime of its process."""
+
+    runtime: Runtime
+
+
+def broker_url(redis_url: str) -> str:
+    """The address of a Redis as kombu writes it (a unix socket has another scheme there)."""
+    return redis_url.replace("unix://", "redis+socket://", 1) if redis_url.startswith("unix://") else redis_url
+
+
+def make_app(settings: Settings) -> App:
+    """The app of this process. It opens no connection."""
+    app = App("strandline", broker=broker_url(settings.redis_url), set_as_current=True)
+    app.runtime = Runtime(settings)
+    app.conf.update(
+        include=("tasks.scan_shard", "tasks.finish", "orchestrator.control"),
+        task_serializer="json",
+        accept_content=["json"],
+        result_backend=None,
+        task_ignore_result=True,
+        task_queues=[Queue(name) for name in QUEUES],
+        task_default_queue=CONTROL,
+        task_acks_late=True,  # only saves time: what is lost is sent again from the database
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # a message waits where every worker can take it
+        worker_soft_shutdown_timeout=10,
+        worker_enable_remote_control=True,
+        worker_hijack_root_logger=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=REDIS_TIMEOUT_S,
+        broker_transport_options={
+            "global_keyprefix": PREFIX,
+            "visibility_timeout": 300,
+            "socket_connect_timeout": REDIS_TIMEOUT_S,
+            "socket_keepalive": True,
+        },
+        beat_schedule={
+            "tick": {
+                "task": "strandline.tick",
+                "schedule": settings.tick_s,
+                "options": {"queue": CONTROL, "expires": settings.tick_s},
+            }
+        },
+        timezone="UTC",
+        enable_utc=True,
+    )
+    return app
+
+
+@signals.worker_process_init.connect(weak=False)
+def _child_started(**_: object) -> None:
+    from celery import current_app
+
+    runtime = getattr(current_app, "runtime", None)
+    if runtime is not None:
+        runtime.forked()

@@ -1,0 +1,33 @@
+"""How much one shard may do before it hands on the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tasks.settings import Settings
+
+
+@dataclass(slots=True)
+class Budget:
+    """Counts down entries, bytes and seconds; `clock_s` is a monotonic clock."""
+
+    entries: int
+    bytes: int
+    until_s: float
+    clock_s: Callable[[], float]
+
+    @classmethod
+    def of(cls, settings: Settings, clock_s: Callable[[], float]) -> Budget:
+        """A fresh one, as the settings say."""
+        return cls(settings.shard_entries, settings.shard_bytes, clock_s() + settings.shard_seconds, clock_s)
+
+    def spend(self, *, entries: int = 0, bytes: int = 0) -> None:
+        """Take off what was done."""
+        self.entries -= entries
+        self.bytes -= bytes
+
+    @property
+    def spent(self) -> bool:
+        """Is any of the three used up?"""
+        return self.entries <= 0 or self.bytes <= 0 or self.clock_s() >= self.until_s

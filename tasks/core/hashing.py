@@ -1,0 +1,133 @@
+"""Hashing one file, with proof that it held still: the same stat before and after, and as many bytes as it says."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+from blake3 import blake3
+
+from db.types import Unsettled
+from tasks.core.filesystem import Entry, entry_of, explain, look, opened_file
+
+# A file that moves while it is read is read again so many times; then it is left to the next scan.
+TRIES = 3
+# A memory-mapped writer moves no time until its pages are flushed, so that files touched within this are flushed first.
+FRESH_NS = 60_000_000_000
+# A flush costs a millisecond or more: a shard does so many, the other fresh files wait for the next scan.
+FSYNCS_PER_SHARD = 200
+# Reading a large file must not push everything else out of the page cache.
+DROP_CACHE_BYTES = 16 << 20
+
+
+class Digest(Protocol):
+    """What hashlib and blake3 have in common."""
+
+    def update(self, data: memoryview, /) -> object:
+        """Take in more bytes."""
+
+    def digest(self) -> bytes:
+        """The digest of all bytes so far."""
+
+
+ALGORITHMS: dict[str, Callable[[], Digest]] = {"sha256": sha256, "blake3": blake3}
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """A digest and the stat that it was proven under; or why there is none.
+
+    `entry` is None where the name no longer is a regular file. `unsettled` says that the next scan must look again.
+    """
+
+    entry: Entry | None
+    digest: bytes | None = None
+    unsettled: Unsettled | None = None
+    error: str | None = None
+    operation: str = "read"
+
+
+class Hasher:
+    """Hashes the files of one shard. Keeps one buffer, and counts the flushes that it may still do.
+
+    `progress(bytes)` is called after each chunk; an exception from it ends the hash and passes through.
+    """
+
+    def __init__(self, algorithm: str, chunk_bytes: int, progress: Callable[[int], None]) -> None:
+        self._new = ALGORITHMS[algorithm]
+        # Page-aligned: copying into memory at odd offsets is up to four times slower on some processors.
+        self._buffer = mmap.mmap(-1, chunk_bytes)
+        self._view = memoryview(self._buffer)
+        self._chunk_bytes = chunk_bytes
+        self._progress = progress
+        self._fsyncs_left = FSYNCS_PER_SHARD
+
+    def hash(self, directory: int, listed: Entry, now_ns: int) -> Hashed:
+        """Hash the file that a listing showed, opened relative to its directory. `now_ns`: the time of that listing."""
+        try:
+            with opened_file(directory, listed.name) as fd:
+                return self._hash_open(fd, listed, now_ns)
+        except FileNotFoundError:
+            return Hashed(None)
+        except OSError as error:
+            if _replaced(directory, listed):
+                return Hashed(None)
+            return Hashed(listed, unsettled=Unsettled.FAILED, error=explain(error), operation="read")
+
+    def _hash_open(self, fd: int, listed: Entry, now_ns: int) -> Hashed:
+        before = entry_of(fd, listed.name)
+        if before is None:
+            return Hashed(None)
+        fresh = max(before.mtime_ns, before.ctime_ns) > now_ns - FRESH_NS
+        flushed = not fresh or self._flush(fd)
+        for _ in range(TRIES):
+            digest, count = self._stream(fd, before.size)
+            after = entry_of(fd, listed.name)
+            if after == before and count == before.size:
+                return Hashed(before, digest, None if flushed else Unsettled.FSYNC_BUDGET)
+            if after is None:
+                return Hashed(None)
+            before = after
+            os.lseek(fd, 0, os.SEEK_SET)
+        return Hashed(before, unsettled=Unsettled.UNSTABLE)
+
+    def _flush(self, fd: int) -> bool:
+        if self._fsyncs_left <= 0:
+            return False
+        self._fsyncs_left -= 1
+        try:
+            os.fsync(fd)
+        except OSError:
+            return True  # a file system that cannot flush: nothing more can be done
+        return True
+
+    def _stream(self, fd: int, size: int) -> tuple[bytes, int]:
+        hasher = self._new()
+        count = dropped = 0
+        # One byte more than it should have is enough to know that it grew.
+        while count <= size:
+            got = os.readv(fd, (self._view,))
+            if got == 0:
+                break
+            hasher.update(self._view[:got])
+            count += got
+            self._progress(got)
+            if count == size and got < self._chunk_bytes:
+                break  # a short read at the expected end; the stat that follows tells if it grew
+            if count - dropped >= DROP_CACHE_BYTES:
+                os.posix_fadvise(fd, dropped, count - dropped, os.POSIX_FADV_DONTNEED)
+                dropped = count
+        return hasher.digest(), count
+
+
+def _replaced(directory: int, listed: Entry) -> bool:
+    """Is the name something else by now (a symlink, a directory, nothing)?"""
+    try:
+        found = look(directory, listed.name)
+    except OSError:
+        return False
+    return found is None or found.type != "file"

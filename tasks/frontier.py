@@ -1,0 +1,50 @@
+"""The frontier of a shard: what it has to walk besides the directories that it owns. Stored as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from db.types import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """A range of the depth-first order, or nothing (then the shard has only what it owns).
+
+    `after` is excluded and `to` included; None stands for the beginning and for the end.
+    """
+
+    ranged: bool = False
+    after: Place | None = None
+    to: Place | None = None
+
+    def dump(self) -> str:
+        """As it is stored."""
+        if not self.ranged:
+            return "{}"
+        return json.dumps({"after": _dump(self.after), "to": _dump(self.to)})
+
+    @classmethod
+    def load(cls, text: str) -> Frontier:
+        """From what is stored."""
+        stored = json.loads(text)
+        if not stored:
+            return cls()
+        return cls(True, _load(stored["after"]), _load(stored["to"]))
+
+
+def _dump(place: Place | None) -> list[str | int] | None:
+    return None if place is None else [place.key.hex(), place.id]
+
+
+def _load(stored: list[str] | None) -> Place | None:
+    return None if stored is None else Place(bytes.fromhex(stored[0]), int(stored[1]))
+
+
+def ranges(cuts: Sequence[Place]) -> list[Frontier]:
+    """The ranges between places: from the beginning to the first, between two, and from the last but one to the end."""
+    afters: list[Place | None] = [None, *cuts[:-1]]
+    tos: list[Place | None] = [*cuts[:-1], None]
+    return [Frontier(True, after, to) for after, to in zip(afters, tos, strict=True)]

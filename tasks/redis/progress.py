@@ -1,0 +1,60 @@
+"""Live progress of a running scan: told by its workers several times a second, lost without harm."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from tasks.redis import keys
+
+log = logging.getLogger(__name__)
+
+FIELDS = ("directories", "files", "bytes", "hashed_files", "hashed_bytes")
+TOLD_EVERY_S = 0.25
+KEPT_S = 3600
+
+
+class Progress:
+    """Counts in memory and tells Redis from time to time. Without Redis it says so once, and the scan goes on."""
+
+    def __init__(self, client: redis.Redis, scan_id: str, clock_s: Callable[[], float]) -> None:
+        self._client = client
+        self._key = keys.progress(scan_id)
+        self._clock_s = clock_s
+        self._told_s = clock_s()
+        self._untold: Counter[str] = Counter()
+        self._failed = False
+
+    def add(self, **counted: int) -> None:
+        """Count, by the names in FIELDS."""
+        self._untold.update(counted)
+        if self._clock_s() - self._told_s > TOLD_EVERY_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """Send what was counted since the last time."""
+        self._told_s = self._clock_s()
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for name, value in self._untold.items():
+                    pipeline.hincrby(self._key, name, value)
+                pipeline.expire(self._key, KEPT_S)
+                pipeline.execute()
+            self._untold.clear()
+        except redis.RedisError as error:
+            if not self._failed:
+                log.warning("progress is not shown: Redis answers %s", error)
+            self._failed = True
+
+
+def read(client: redis.Redis, scan_id: str) -> dict[str, int]:
+    """What has been told so far, by the names in FIELDS; zeros where nothing is known or Redis does not answer."""
+    try:
+        found: Any = client.hgetall(keys.progress(scan_id))
+    except redis.RedisError:
+        found = {}
+    return {name: int(found.get(name.encode(), 0)) for name in FIELDS}

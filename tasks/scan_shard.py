@@ -1,0 +1,106 @@
+"""The task that works on one shard: claim, walk, complete or hand on the rest."""
+
+from __future__ import annotations
+
+import logging
+import resource
+
+from celery import current_app, shared_task
+from sqlalchemy.exc import DBAPIError
+
+from db import scans, schema, shards, tenants, tree
+from db.engine import writing
+from db.scans import Scan
+from db.tenants import Tenant
+from db.types import LeaseLost, ScanState, StaleDirectory
+from tasks.app import CONTROL, Runtime
+from tasks.budget import Budget
+from tasks.core import filesystem
+from tasks.frontier import Frontier
+from tasks.lease import Holder
+from tasks.pipeline import Pipeline
+from tasks.redis.progress import Progress
+
+log = logging.getLogger(__name__)
+
+# Directories left over are shared out among at most so many new shards: the work spreads by itself.
+FAN_OUT = 4
+RETRY_DELAY_S = 2.0
+
+
+@shared_task(name="strandline.scan_shard")
+def scan_shard(scan_id: str, number: int) -> None:
+    """Work on one shard, if it is to be had."""
+    runtime: Runtime = current_app.runtime
+    with writing(runtime.engine) as connection:
+        lease = shards.claim(connection, scan_id, number, runtime.settings.lease_s)
+        scan = scans.get(connection, scan_id)
+        tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
+    if lease is None or scan is None or tenant is None:
+        return
+    try:
+        _work(runtime, lease, scan, tenant)
+    except LeaseLost as error:
+        log.warning("tenant %s: %s", tenant.name, error)
+        return
+    except filesystem.Unreadable as error:
+        fail(runtime, scan, f"{error.operation} of tenant {tenant.name!r}: {error.error}")
+    except StaleDirectory as error:
+        _give_back(runtime, lease, str(error))
+    except DBAPIError as error:
+        log.error("tenant %s, shard %s: %s", tenant.name, number, schema.unusable(runtime.engine, error))
+        _give_back(runtime, lease, str(error.orig))
+    current_app.send_task("strandline.tick", queue=CONTROL, expires=runtime.settings.tick_s)
+
+
+def _work(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
+    settings = runtime.settings
+    holder = Holder(runtime.engine, lease, settings.lease_s, runtime.clock_s)
+    with filesystem.Tree(tenant.root) as root:
+        pipeline = Pipeline(
+            runtime.engine, holder, scan, tenant, root,
+            budget=Budget.of(settings, runtime.clock_s), ids=runtime.ids,
+            progress=Progress(runtime.redis, scan.id, runtime.clock_s),
+            chunk_bytes=settings.hash_chunk_bytes, clock_ns=runtime.clock_ns,
+        )  # fmt: skip
+        rest = pipeline.run(Frontier.load(lease.frontier))
+        _complete(runtime, lease, pipeline, rest)
+        with writing(runtime.engine) as connection:
+            tenants.note_root(connection, tenant.id, filesystem=pipeline.profile.name, inode=root.inode)
+
+
+def _complete(runtime: Runtime, lease: shards.Lease, pipeline: Pipeline, rest: Frontier) -> None:
+    """Done: the rest becomes new shards, and the finish ready if this was the last, in one transaction."""
+    with writing(runtime.engine) as connection:
+        scan = scans.lock(connection, lease.scan_id)
+        assert scan is not None
+        shards.renew(connection, lease, runtime.settings.lease_s)
+        left = tree.count_owned(connection, lease.tenant_id, lease.fence, lease.number)
+        if left:
+            pieces = [Frontier().dump()] * min(left, FAN_OUT)
+            numbers = shards.add(connection, scan, pieces, lease.queue)
+            tree.hand_over(connection, lease.tenant_id, lease.fence, lease.number, numbers)
+        if rest.ranged:
+            shards.add(connection, scan, [rest.dump()], lease.queue)
+        shards.complete(
+            connection, lease, peak_memory_bytes=peak_memory_bytes(),
+            directories_unchanged=pipeline.directories_unchanged, other=pipeline.other,
+        )  # fmt: skip
+        shards.ready_finish(connection, lease.scan_id)
+
+
+def fail(runtime: Runtime, scan: Scan, error: str) -> None:
+    """The scan cannot go on: it ends failed, without deletions, once its finish has run."""
+    log.error("scan %s fails: %s", scan.id, error)
+    with writing(runtime.engine) as connection:
+        shards.end_early(connection, scan.id, ScanState.FAILED, error)
+
+
+def _give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
+    with writing(runtime.engine) as connection:
+        shards.release(connection, lease, delay_s=RETRY_DELAY_S, error=error)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process ever had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

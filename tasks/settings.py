@@ -1,0 +1,72 @@
+"""Every setting, declared once: name, default, unit and a sentence. Read from STRANDLINE_… by each process's root."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from db.types import UsageError
+
+PREFIX = "STRANDLINE_"
+
+
+def default_state_dir() -> str:
+    """`$XDG_DATA_HOME/strandline`, by default `~/.local/share/strandline`."""
+    data = os.environ.get("XDG_DATA_HOME") or str(Path("~").expanduser() / ".local" / "share")
+    return str(Path(data) / "strandline")
+
+
+class Settings(BaseSettings):
+    """The settings of one process."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    state_dir: str = Field(
+        default_factory=default_state_dir,
+        description="folder of the embedded stack: its database, its lock, its sockets; never on a network mount",
+    )
+    database_url: str = Field(
+        "", description="postgresql+psycopg://… for a cluster; empty: a SQLite file in the state folder"
+    )
+    redis_url: str = Field("", description="broker and coordination; empty: an embedded server of the state folder")
+    roots: str = Field("", description="folders under which tenant roots may lie, separated by ':'; empty: anywhere")
+    workers: int = Field(0, ge=0, le=256, description="processes of one worker; 0: as many as processors")
+    hash_chunk_bytes: int = Field(65536, ge=4096, le=64 << 20, description="bytes read at a time while hashing")
+    shard_entries: int = Field(20_000, ge=1, description="entries after which a shard hands on the rest of its work")
+    shard_bytes: int = Field(512 << 20, ge=1, description="hashed bytes after which a shard hands on the rest")
+    shard_seconds: float = Field(15.0, gt=0, description="seconds after which a shard hands on the rest")
+    lease_s: float = Field(60.0, ge=1, description="seconds without a sign of progress after which a shard is given on")
+    window: int = Field(64, ge=1, description="shards sent or running at once, in all")
+    interval_s: int = Field(3600, ge=1, description="seconds between scans of a new tenant")
+    stagger_window_s: float = Field(30.0, ge=0, description="shortest time over which due tenants are spread, seconds")
+    tick_s: float = Field(5.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
+
+
+def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings:
+    """The settings of the environment, with `given` values (a command's options) before them.
+
+    Raises UsageError for a variable that does not exist, or a value that cannot be used, and names it.
+    """
+    environment = os.environ if environment is None else environment
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise UsageError(f"unknown setting {name}; did you mean {near[0]}? `strandline config list` shows all")
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise UsageError(f"{name}={first['input']!r} cannot be used: {first['msg']}") from error
+
+
+def source(name: str) -> str:
+    """Where the value of a setting came from."""
+    return "environment" if PREFIX + name.upper() in os.environ else "default"
