@@ -3,6 +3,7 @@
 Otherwise the terminal interrupts make too, and make then exits 130 however cleanly the program drained.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,9 +29,7 @@ for number in forwarded:
     signal.signal(number, lambda number, _frame: os.kill(child, number))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
 _, status = os.waitpid(child, 0)
-try:
+with contextlib.suppress(OSError):  # the terminal may be closed
     os.tcsetpgrp(0, os.getpgrp())
-except OSError:
-    pass  # the terminal was closed
 code = os.waitstatus_to_exitcode(status)
 sys.exit(code if code >= 0 else 128 - code)
