@@ -66,7 +66,7 @@ def _remove_if_abandoned(folder: Path) -> None:
 class Server:
     """One process in one folder, with its output in a log there; `with` starts it, and at the end removes both.
 
-    Start it from a thread that stays: to the kernel, the end of the thread that started a process is the parent's death.
+    Start it from a thread that stays: the kernel takes the end of the thread that started a process for its parent's.
     """
 
     stop_signal = signal.SIGTERM
