@@ -134,5 +134,5 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def own_postgres(server_folder: Path) -> Callable[..., PostgresServer]:
-    """For a server to stop, kill and start again, of a given kind or the last found: `with own_postgres() as server:`."""
+    """For a server to stop, kill and start again, of a given kind or the last: `with own_postgres() as server:`."""
     return lambda kind=POSTGRES_KINDS[-1]: PostgresServer(kind, _subfolder(server_folder))
