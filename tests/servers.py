@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+import psutil
 import psycopg
 import redis
 
@@ -110,11 +111,13 @@ class Server:
         self.process = None
 
     def kill(self) -> None:
-        """End the process as a crash would."""
+        """End the process as a crash would, and wait for its children: PostgreSQL's would hinder a new start."""
         if self.process is not None:
+            processes = family(self.pid)
             self.process.kill()
             self.process.wait()
             self.process = None
+            wait_until(lambda: all_gone(processes), STOP_S, f"the children of {self.folder.name} end")
 
     def _spawn(self, *command: str | Path) -> subprocess.Popen[bytes]:
         parent = os.getpid()
@@ -140,6 +143,22 @@ class Server:
 
     def _failure(self, what: str) -> RuntimeError:
         return RuntimeError(f"{what}; its log ends:\n{self.log.read_text(errors='replace')[-2000:]}")
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """The process and all beneath it, or nothing if it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    """A zombie counts as gone: who has to reap it may be slow, or nobody."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    return False  # one ended just now: look again
 
 
 def _as_user(name: str | None) -> dict[str, Any]:
@@ -246,6 +265,8 @@ def postgres_kinds() -> list[PostgresKind]:
 
 def _system_bins() -> Iterator[Path]:
     if named := os.environ.get("STRANDLINE_TEST_POSTGRES_BIN"):
+        if not _is_complete(Path(named)):
+            raise FileNotFoundError(f"STRANDLINE_TEST_POSTGRES_BIN={named}: no postgres and initdb to run there")
         yield Path(named)
         return
     if found := shutil.which("postgres"):
@@ -264,16 +285,13 @@ def _postgres_version(folder: Path) -> str:
 
 
 class PostgresServer(Server):
-    """A PostgreSQL on a unix socket in its folder, open to everybody who can reach that, with nothing made durable."""
+    """A PostgreSQL on a unix socket in its folder, open to everybody who can reach that.
+
+    What is committed survives a killed server, but no power cut: nothing is synced, yet commits do reach the kernel.
+    """
 
     stop_signal = signal.SIGQUIT  # immediate: no checkpoint, nothing is kept anyway
-    settings = (
-        "fsync=off",
-        "synchronous_commit=off",
-        "full_page_writes=off",
-        "listen_addresses=",
-        "max_wal_size=256MB",
-    )
+    settings = ("fsync=off", "full_page_writes=off", "max_wal_size=256MB", "listen_addresses=")
 
     def __init__(self, kind: PostgresKind, folder: Path):
         super().__init__(folder)

@@ -9,7 +9,6 @@ import textwrap
 import time
 from pathlib import Path
 
-import psutil
 import psycopg
 import pytest
 import redis
@@ -17,16 +16,8 @@ import sqlalchemy
 
 from tests import needs, servers
 from tests.conftest import POSTGRES_KINDS
+from tests.servers import all_gone, family
 from tests.waiting import wait_until
-
-
-def family(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def all_gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
 def test_redis_answers_on_its_port_and_its_socket(redis_server, redis_client):
@@ -118,6 +109,19 @@ def test_a_stopped_postgres_leaves_no_process_and_no_folder(own_postgres, kind):
     assert number.startswith(kind.version)
     wait_until(lambda: all_gone(processes), 10, "all of PostgreSQL's processes are gone")
     assert not server.folder.exists()
+
+
+@pytest.mark.parametrize("kind", POSTGRES_KINDS, ids=str)
+def test_a_postgres_of_ones_own_keeps_what_was_committed_over_a_crash(own_postgres, kind):
+    with own_postgres(kind) as server:
+        with server.connect() as connection:
+            connection.execute("CREATE TABLE shell AS SELECT 'cowrie' AS name")
+
+        server.kill()
+        server.start()
+
+        with server.connect() as connection:
+            assert connection.execute("SELECT name FROM shell").fetchone() == ("cowrie",)
 
 
 @pytest.mark.needs("root")
