@@ -1,0 +1,58 @@
+# `make` alone lists what there is: every target carries its own line, behind `##`.
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+# Values reach the recipes through the environment, as written: a folder's name may hold spaces, quotes or dollars.
+override export DIR := $(value DIR)
+override export ONCE := $(value ONCE)
+override export STATE := $(value STATE)
+
+.PHONY: help
+help:  ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: run
+run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 one pass, STATE=folder (.strandline)
+	@.ci/venv requirements.lock
+	@exec .ci/up
+
+.PHONY: test
+test:  ## Run the tests: ARGS="-k feed -x" goes to pytest, REQUIRE=all makes every skip a failure
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/pytest $(ARGS)
+
+.PHONY: check
+check:  ## Lint, formatting and types
+	@.ci/venv requirements-test.lock
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.PHONY: ci
+ci:  ## What CI runs: system packages, check, then every test with no skip allowed
+	@exec bash .ci/run
+
+.PHONY: bench
+bench:  ## Measure against the budgets
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.bench $(ARGS)
+
+UV := build/uv/bin/uv
+LOCK := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-header --no-annotate -q pyproject.toml
+
+.PHONY: lock
+lock: $(UV)  ## Write both locks anew from pyproject.toml (known pins stay while they satisfy it)
+	$(LOCK) --group build -o requirements.lock
+	$(LOCK) --group build --group test -o requirements-test.lock
+
+$(UV):
+	@.ci/venv requirements.lock
+	@.venv/bin/python -m venv build/uv
+	@build/uv/bin/pip install -q --disable-pip-version-check uv==0.13.8
+
+.PHONY: clean
+clean:  ## Remove all that these targets made, the index in .strandline too
+	rm -rf .venv .strandline build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

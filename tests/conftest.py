@@ -1,0 +1,138 @@
+"""For all tests: real servers, started when a test first asks; what a test needs; a clean environment."""
+
+import contextlib
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests import needs, servers
+from tests.servers import PostgresKind, PostgresServer, RedisServer
+
+REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
+POSTGRES_KINDS = servers.postgres_kinds()
+
+
+def pytest_report_collectionfinish() -> str:
+    """Unlike the report header, this is shown under -q too."""
+    found = [servers.redis_version(), *(kind.described() for kind in POSTGRES_KINDS)]
+    return "servers: " + ", ".join(found) + ("; every skip is a failure (REQUIRE=all)" if REQUIRE_ALL else "")
+
+
+# What a test needs
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for what in marker.args:
+            if reason := needs.missing(what):
+                pytest.skip(f"needs {what}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return _refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return _refuse_skip((yield))
+
+
+def _refuse_skip(report):
+    """Under REQUIRE=all nothing is skipped in silence. An expected failure is reported as a skip too, but is none."""
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{reason}\nREQUIRE=all: a skip is a failure"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("STRANDLINE_")]:
+        monkeypatch.delenv(name)
+
+
+# Servers
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    with servers.server_folder() as folder:
+        yield folder
+
+
+def _subfolder(folder: Path) -> Path:
+    path = Path(tempfile.mkdtemp(dir=folder))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_folder: Path) -> Iterator[RedisServer]:
+    """The session's Redis. A test that stops or fills its server wants `own_redis`."""
+    with RedisServer(_subfolder(server_folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of the session's Redis, which is empty before the test and after it."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        yield client
+        client.flushall()
+
+
+@pytest.fixture
+def own_redis(server_folder: Path) -> Callable[..., RedisServer]:
+    """For a server to stop, kill and start again: `with own_redis("--appendonly", "yes") as server:`."""
+    return lambda *options: RedisServer(_subfolder(server_folder), *options)
+
+
+@pytest.fixture(scope="session")
+def _postgres_servers(server_folder: Path) -> Iterator[Callable[[PostgresKind], PostgresServer]]:
+    """The session's server of a kind, started at the first call."""
+    with contextlib.ExitStack() as running:
+        yield functools.cache(
+            lambda kind: running.enter_context(PostgresServer(kind, _subfolder(server_folder))),
+        )
+
+
+@pytest.fixture(scope="session", params=POSTGRES_KINDS, ids=str)
+def postgres_server(request: pytest.FixtureRequest, _postgres_servers) -> PostgresServer:
+    return _postgres_servers(request.param)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A fresh, empty database."""
+    with postgres_server.database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", *POSTGRES_KINDS], ids=str)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh, empty database of each sort that a store must pass the same tests on."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.sqlite'}"
+    else:
+        servers_of = request.getfixturevalue("_postgres_servers")  # not a parameter: sqlite needs no server
+        with servers_of(request.param).database() as url:
+            yield url
+
+
+@pytest.fixture
+def own_postgres(server_folder: Path) -> Callable[..., PostgresServer]:
+    """For a server to stop, kill and start again, of a given kind or the last: `with own_postgres() as server:`."""
+    return lambda kind=POSTGRES_KINDS[-1]: PostgresServer(kind, _subfolder(server_folder))
