@@ -18,6 +18,8 @@ from db.types import CursorLost
 
 CHANGE = ("tenant_id", "fence", "n", "directory_id", "name", "kind", "path", "type", "size", "digest", "algorithm",
           "target", "reason")  # fmt: skip
+# The place in a fence behind all its changes.
+BEHIND = 1 << 62
 # Folding: what was added in this fence and then modified is still added; whatever was deleted last is deleted.
 _FOLD = (
     "ON CONFLICT (tenant_id, fence, directory_id, name) DO UPDATE SET "
@@ -112,4 +114,4 @@ def end_cursor(connection: Connection, tenant_id: int) -> str | None:
     fence = scans.last_visible_fence(connection, tenant_id)
     query = select(scans_table.c.id).where(scans_table.c.tenant_id == tenant_id, scans_table.c.fence == fence)
     scan_id = connection.execute(query).scalar()
-    return None if scan_id is None else make_cursor(fence, (1 << 62), scan_id)
+    return None if scan_id is None else make_cursor(fence, BEHIND, scan_id)

@@ -162,7 +162,7 @@ def store_verdict(connection: Connection, scan_id: str, verdict: str) -> None:
 
 
 def decide_ending(connection: Connection, scan_id: str, ending: ScanState, error: str | None) -> bool:
-    """A running scan shall end cancelled or failed, without deletions; False: it does not run. The first decision stands."""
+    """A running scan shall end cancelled or failed, without deletions; False: not running. The first one stands."""
     query = (
         update(scans)
         .where(scans.c.id == scan_id, scans.c.state == ScanState.RUNNING)

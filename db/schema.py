@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DatabaseError as DriverError
 from sqlalchemy.exc import DBAPIError
 
 from db.engine import reading, writing
@@ -87,7 +86,7 @@ def where(engine: Engine) -> str:
     return engine.url.render_as_string(hide_password=True)
 
 
-def unusable(engine: Engine, error: DriverError) -> DatabaseError:
+def unusable(engine: Engine, error: DBAPIError) -> DatabaseError:
     """The sentence for an error of the driver: what, where, what to do."""
     said = str(error.orig).strip().splitlines()[0] if error.orig is not None else str(error)
     advice = "see that it runs and can be reached"

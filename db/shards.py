@@ -211,10 +211,8 @@ def end_early(connection: Connection, scan_id: str, ending: ScanState, error: st
 def any_errors(connection: Connection, scan_id: str) -> bool:
     """Could something not be looked at?"""
     s = shards.c
-    return (
-        connection.execute(select(s.number).where(s.scan_id == scan_id, s.errors_total > 0).limit(1)).first()
-        is not None
-    )
+    query = select(s.number).where(s.scan_id == scan_id, s.errors_total > 0).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def any_not_done(connection: Connection, scan_id: str) -> bool:

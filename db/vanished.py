@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, delete, exists, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, insert, literal, select, update
 
 from db import tree
 from db.scans import Scan
@@ -51,7 +51,7 @@ def collect(connection: Connection, scan: Scan) -> None:
     connection.execute(insert(vanished).from_select(["scan_id", "directory_id"], roots))
 
 
-def _noted(scan: Scan, directory_id: object) -> exists:  # type: ignore[valid-type]
+def _noted(scan: Scan, directory_id: ColumnElement[int]) -> ColumnElement[bool]:
     return exists().where(vanished.c.scan_id == scan.id, vanished.c.directory_id == directory_id)
 
 

@@ -6,19 +6,23 @@ Messages are JSON and hold ids only; the database tells the rest. Queues: `contr
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from functools import cached_property
 
 import redis
 from celery import Celery, signals
-from kombu import Queue
+from kombu.entity import Queue
+from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
 from db.engine import connect
 from db.tree import Ids
 from tasks.redis.keys import PREFIX
 from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
 
 CONTROL, INTERACTIVE, BULK = QUEUES = ("control", "interactive", "bulk")
 # A message that nobody took for so long is no longer worth anything: the dispatcher sends the shard again.
@@ -80,7 +84,7 @@ def make_app(settings: Settings) -> App:
         accept_content=["json"],
         result_backend=None,
         task_ignore_result=True,
-        task_queues=[Queue(name) for name in QUEUES],
+        task_queues=[Queue(name) for name in QUEUES],  # type: ignore[no-untyped-call]
         task_default_queue=CONTROL,
         task_acks_late=True,  # only saves time: what is lost is sent again from the database
         worker_prefetch_multiplier=1,
@@ -107,6 +111,14 @@ def make_app(settings: Settings) -> App:
         enable_utc=True,
     )
     return app
+
+
+def nudge(app: Celery) -> None:
+    """Ask for a tick now, since there may be something to send; without a broker beat's next one does it."""
+    try:
+        app.send_task("strandline.tick", queue=CONTROL, expires=app.runtime.settings.tick_s, retry=False)
+    except (OperationalError, OSError) as error:
+        log.warning("no tick could be sent, the broker does not answer: %s", error)
 
 
 @signals.worker_process_init.connect(weak=False)

@@ -15,7 +15,7 @@ from db.scans import Scan
 from db.tenants import Tenant
 from db.types import Kind, LeaseLost, ScanState
 from db.vanished import GoneFile
-from tasks.app import CONTROL, Runtime
+from tasks.app import Runtime, nudge
 from tasks.lease import Holder
 from tasks.scan_shard import RETRY_DELAY_S, peak_memory_bytes
 
@@ -48,7 +48,7 @@ def finish(scan_id: str) -> None:
         log.error("tenant %s, finish: %s", tenant.name, schema.unusable(runtime.engine, error))
         with writing(runtime.engine) as connection:
             shards.release(connection, lease, delay_s=RETRY_DELAY_S, error=str(error.orig))
-    current_app.send_task("strandline.tick", queue=CONTROL, expires=runtime.settings.tick_s)
+    nudge(current_app)
 
 
 def _judge(holder: Holder, scan: Scan) -> str:

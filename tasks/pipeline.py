@@ -147,7 +147,7 @@ class Pipeline:
             return
         files = len(listing.files)
         self._budget.spend(entries=files + len(listing.children) + listing.other + DIRECTORY_ENTRIES)
-        self._progress.add(directories=1, files=files, bytes=listing.bytes)
+        self._progress.add(directories=1, files=files, bytes=listing.size)
         self.other += listing.other
         if listing.fingerprint == known.fingerprint and (self._trusting or known.listed == self._fence):
             self.directories_unchanged += 1
@@ -250,12 +250,12 @@ class Pipeline:
         fingerprint = listing.fingerprint if settled else None
         if todo.row is not None and todo.batch is self._batch:
             row = todo.row
-            row[_FINGERPRINT], row[_FILES], row[_BYTES] = fingerprint, len(listing.files), listing.bytes
+            row[_FINGERPRINT], row[_FILES], row[_BYTES] = fingerprint, len(listing.files), listing.size
             row[_OWNER], row[_LISTED] = None, self._fence
         else:
             known = todo.known
             self._batch.tree.listed.append(
-                (fingerprint, len(listing.files), listing.bytes, self._fence, self._tenant.id, known.id, known.version)
+                (fingerprint, len(listing.files), listing.size, self._fence, self._tenant.id, known.id, known.version)
             )
         if len(self._batch) >= BATCH_FILES:
             self._flush()

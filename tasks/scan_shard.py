@@ -13,7 +13,7 @@ from db.engine import writing
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import LeaseLost, ScanState, StaleDirectory
-from tasks.app import CONTROL, Runtime
+from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.core import filesystem
 from tasks.frontier import Frontier
@@ -50,7 +50,7 @@ def scan_shard(scan_id: str, number: int) -> None:
     except DBAPIError as error:
         log.error("tenant %s, shard %s: %s", tenant.name, number, schema.unusable(runtime.engine, error))
         _give_back(runtime, lease, str(error.orig))
-    current_app.send_task("strandline.tick", queue=CONTROL, expires=runtime.settings.tick_s)
+    nudge(current_app)
 
 
 def _work(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:

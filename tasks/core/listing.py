@@ -35,7 +35,7 @@ class Listing:
     files: list[Entry] = field(default_factory=list)  # and symlinks
     children: list[tuple[bytes, int]] = field(default_factory=list)  # (name, inode) of directories
     other: int = 0  # sockets, pipes, devices
-    bytes: int = 0  # of the files
+    size: int = 0  # of the files, bytes
     fingerprint: bytes = b""
     steady: bool = True  # the directory's own times did not move meanwhile
 
@@ -119,6 +119,6 @@ def _list_once(fd: int, seed: Seed) -> Listing:
                     record += b"\0" + target
                 files.append(Entry(name, type_, size, mtime, ctime, signed(inode), target))
             total += int.from_bytes(blake2b(record, digest_size=16, salt=salt).digest(), "big")
-    listing.other, listing.bytes = other, size_total
+    listing.other, listing.size = other, size_total
     listing.fingerprint = (total & _MASK).to_bytes(FINGERPRINT_BYTES, "big")
     return listing

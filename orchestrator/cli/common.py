@@ -1,0 +1,91 @@
+"""What commands share: options, the way to the database, printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from db import schema
+from db.engine import connect
+from db.types import UsageError
+from orchestrator.stack.state import StateFolder
+from tasks import settings as all_settings
+from tasks.settings import Settings
+
+Command = Callable[..., Any]
+
+
+def state_option(command: Command) -> Command:
+    """--state DIR"""
+    return click.option("--state", metavar="DIR", help="Folder of the embedded stack.")(command)
+
+
+def json_option(command: Command) -> Command:
+    """--json"""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON: a document, or an object a line.")(command)
+
+
+def settings_of(state: str | None, **given: Any) -> Settings:
+    """The settings of a command: its options, then the environment, then the defaults."""
+    return all_settings.load(state_dir=state, **given)
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[Engine]:
+    """The database that a command talks to, its schema checked; the driver's errors become sentences."""
+    url = settings.database_url
+    if not url:
+        state = StateFolder(settings.state_dir)
+        running = state.running()
+        url = running.database_url if running is not None else state.database_url
+    engine = connect(url)
+    try:
+        if engine.dialect.name == "sqlite":
+            schema.migrate(engine)
+        else:
+            schema.require_current(engine)
+        yield engine
+    except DBAPIError as error:
+        raise schema.unusable(engine, error) from error
+    finally:
+        engine.dispose()
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on a line of its own."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+def escaped(path: bytes) -> str:
+    """A path for a terminal: control characters and bytes that are not UTF-8 as escapes."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def path_bytes(path: str) -> bytes:
+    """The exact bytes of an argument."""
+    return path.encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def human(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def refuse_unknown_state(settings: Settings) -> None:
+    """A command that only reads must not make an empty state folder for a mistyped --state."""
+    from pathlib import Path
+
+    if not settings.database_url and not (Path(settings.state_dir) / "strandline.db").exists():
+        raise UsageError(f"nothing was ever scanned into {settings.state_dir}; see --state")

@@ -1,0 +1,81 @@
+"""Live progress on a terminal, and the summary of a scan."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from orchestrator.cli.common import human
+from orchestrator.session import Seen
+
+
+class Line:
+    """One line on stderr that is written over: directories, files, bytes, rate, time left. Silent elsewhere."""
+
+    def __init__(self) -> None:
+        self.active = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._since_s = time.monotonic()
+
+    def show(self, seen: Seen) -> None:
+        """Write the line anew."""
+        if self.active:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            sys.stderr.write("\r" + self.text(seen)[: width - 1] + "\x1b[K")
+            sys.stderr.flush()
+
+    def text(self, seen: Seen) -> str:
+        """What the line says."""
+        counted = seen.counted
+        files, seconds = counted["files"], max(time.monotonic() - self._since_s, 1e-3)
+        rate = files / seconds
+        parts = [
+            f"{counted['directories']:,} directories", f"{files:,} files", human(counted["bytes"]),
+            f"{counted['hashed_files']:,} hashed ({human(counted['hashed_bytes'])})", f"{rate:,.0f} files/s",
+        ]  # fmt: skip
+        if seen.expected_files and rate > 0:
+            left = max(0, seen.expected_files - files) / rate
+            parts.append(f"about {left:.0f} s left")
+        return " · ".join(parts)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.active:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+@contextmanager
+def progress_line() -> Iterator[Line]:
+    """A line that is gone at the end."""
+    line = Line()
+    try:
+        yield line
+    finally:
+        line.clear()
+
+
+def summary(document: dict[str, Any]) -> None:
+    """Say on stdout what a scan found."""
+    d = document
+    took = f" in {d['duration_s']:.2f} s" if d["duration_s"] is not None else ""
+    click.echo(f"{d['tenant']}: {d['state']}{took} ({d['strategy']}: {d['reason']})")
+    click.echo(
+        f"  {d['files']:,} files, {human(d['bytes'])}, in {d['directories']:,} directories "
+        f"({d['directories_unchanged']:,} unchanged)"
+    )
+    click.echo(
+        f"  {d['added']:,} added, {d['modified']:,} modified, {d['deleted']:,} deleted, {d['moved']:,} moved; "
+        f"{d['hashed_files']:,} hashed ({human(d['hashed_bytes'])})"
+    )
+    if d["error"]:
+        click.echo(f"  {d['error']}")
+    for error in d["errors"][:10]:
+        click.echo(f"  could not {error['operation']} {error['path']!r}: {error['error']}")
+    if d["errors_total"] > 10:
+        click.echo(f"  … {d['errors_total']:,} errors in all; --json lists the first 100")

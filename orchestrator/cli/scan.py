@@ -1,0 +1,189 @@
+"""`scan`, `enqueue`, `cancel`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from db import scans, tenants
+from db.engine import reading
+from db.types import ScanState, StrandlineError, UsageError
+from orchestrator.cli.common import json_option, path_bytes, print_json, settings_of, state_option
+from orchestrator.cli.live import progress_line, summary
+from orchestrator.documents import scan_document
+from orchestrator.roots import checked_root
+from orchestrator.session import Session
+from orchestrator.stack.embedded import default_workers, joined, running_stack
+from orchestrator.stack.state import Running, StateFolder
+from tasks.app import make_app
+from tasks.settings import Settings
+
+# After Ctrl-C: how long the scan may take to end as cancelled, before everything is killed.
+CANCEL_WITHIN_S = 2.0
+JOIN_WITHIN_S = 15.0
+
+
+@click.command()
+@click.argument("path")
+@click.option("--tenant", "name", help="Name of the tenant (default: the one with this root, or a new one).")
+@click.option("--full", is_flag=True, help="Trust no fingerprint: compare every row.")
+@click.option("--algorithm", help="Hash for a new tenant: sha256 (default) or blake3.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes of the worker (default: one a processor).")
+@state_option
+@json_option
+def scan(path: str, name: str | None, full: bool, algorithm: str | None, workers: int | None, state: str | None,
+         as_json: bool) -> None:  # fmt: skip
+    """Scan one folder to the end.
+
+    Its state (database, lock) is kept in --state; beside a running stack that one is used.
+
+    \b
+    Example: strandline scan ~/Documents --json
+    """
+    from db.tenants import check_algorithm, check_name
+
+    settings = settings_of(state, workers=workers)
+    root = checked_root(path_bytes(path), settings)
+    if name is not None:
+        check_name(name)
+    if algorithm is not None:
+        check_algorithm(algorithm)
+    with session(settings) as talking:
+        tenant = talking.tenant_for(root, name, algorithm)
+        scan_id = talking.ask(tenant, full=full)
+        ended = _follow(talking, scan_id)
+        with reading(talking.engine) as connection:
+            document = scan_document(connection, ended, tenant.name)
+        _report(document, as_json)
+    sys.exit(exit_code(document))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--full", is_flag=True, help="Trust no fingerprint: compare every row.")
+@click.option("--wait", is_flag=True, help="Return when the scan has ended.")
+@state_option
+@json_option
+def enqueue(name: str, full: bool, wait: bool, state: str | None, as_json: bool) -> None:
+    """Ask the running cluster for a scan of tenant NAME.
+
+    \b
+    Example: strandline enqueue notes --wait
+    """
+    settings = settings_of(state)
+    with session(settings) if wait else asking(settings) as talking:
+        with reading(talking.engine) as connection:
+            tenant = tenants.get(connection, name)
+        scan_id = talking.ask(tenant, full=full)
+        if wait:
+            _follow(talking, scan_id)
+        with reading(talking.engine) as connection:
+            found = scans.get(connection, scan_id)
+            assert found is not None
+            document = scan_document(connection, found, name)
+        if wait:
+            _report(document, as_json)
+        elif as_json:
+            print_json(document)
+        else:
+            click.echo(f"{name}: scan {scan_id} is {document['state']}")
+    sys.exit(exit_code(document) if wait else 0)
+
+
+@click.command()
+@click.argument("scan_id", metavar="SCAN")
+@state_option
+def cancel(scan_id: str, state: str | None) -> None:
+    """Stop a queued or running scan: what it found is published, nothing is deleted.
+
+    \b
+    Example: strandline cancel 01a1fd78-1b1d-71bb-b400-3cb0c6523ae5
+    """
+    import uuid
+
+    try:
+        scan_id = str(uuid.UUID(scan_id))
+    except ValueError as error:
+        raise UsageError(f"{scan_id!r} is no scan's id; `strandline scans NAME` shows them") from error
+    with asking(settings_of(state)) as talking:
+        if not talking.cancel(scan_id):
+            raise UsageError(f"there is no queued or running scan {scan_id}")
+        click.echo(f"scan {scan_id} is being cancelled")
+
+
+def _follow(talking: Session, scan_id: str) -> scans.Scan:
+    """Wait with progress on the terminal. Interrupted, the scan is cancelled before that goes on."""
+    try:
+        with progress_line() as line:
+            return talking.wait(scan_id, line.show if line.active else None)
+    except KeyboardInterrupt:
+        talking.cancel_and_wait(scan_id, CANCEL_WITHIN_S)
+        raise
+
+
+def _report(document: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        summary(document)
+    sys.stdout.flush()  # before the stack is stopped: who reads this need not wait for that
+
+
+def exit_code(document: dict[str, Any]) -> int:
+    """0 where a scan succeeded, else 1."""
+    return 0 if document["state"] == ScanState.SUCCEEDED else 1
+
+
+@contextmanager
+def session(settings: Settings) -> Iterator[Session]:
+    """A session on the cluster that is configured, the stack that runs, or one of our own for as long as this takes."""
+    if settings.database_url and settings.redis_url:
+        with asking(settings) as talking:
+            yield talking
+        return
+    state = StateFolder(settings.state_dir)
+    if not state.lock():
+        with asking(joined(settings, _await_running(state))) as talking:
+            yield talking
+        return
+    workers = default_workers(settings)
+    with running_stack(settings, state, workers=workers, full=False, piped=False) as stack:
+        yield Session(stack.app, stack.settings, stack.pump)
+
+
+def _await_running(state: StateFolder) -> Running:
+    deadline = time.monotonic() + JOIN_WITHIN_S
+    while time.monotonic() < deadline:
+        running = state.running()
+        if running is not None:
+            return running
+        time.sleep(0.05)
+    raise StrandlineError(f"a stack is starting or stopping on {state.path}, and did not get ready; try again")
+
+
+@contextmanager
+def asking(settings: Settings) -> Iterator[Session]:
+    """A session that starts nothing: on the cluster that is configured, or the stack that runs on the state folder."""
+    from db import schema
+
+    if not (settings.database_url and settings.redis_url):
+        state = StateFolder(settings.state_dir)
+        running = state.running()
+        if running is None:
+            raise UsageError(
+                f"no stack runs on {state.path}: start one with `strandline up`, use `strandline scan PATH`, "
+                "or set STRANDLINE_DATABASE_URL and STRANDLINE_REDIS_URL"
+            )
+        settings = joined(settings, running)
+    app = make_app(settings)
+    engine = app.runtime.engine
+    schema.require_current(engine)
+    try:
+        yield Session(app, settings, time.sleep)
+    finally:
+        engine.dispose()

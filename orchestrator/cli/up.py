@@ -1,0 +1,90 @@
+"""`up`: the embedded stack until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import click
+
+from db.engine import reading
+from db.scans import Scan
+from db.tenants import Tenant
+from db.types import ScanState, UsageError
+from orchestrator.cli.common import path_bytes, settings_of, state_option
+from orchestrator.cli.live import progress_line, summary
+from orchestrator.cli.scan import CANCEL_WITHIN_S
+from orchestrator.documents import scan_document
+from orchestrator.roots import checked_root
+from orchestrator.session import Session
+from orchestrator.stack.embedded import Stack, default_workers, running_stack
+from orchestrator.stack.state import StateFolder
+
+
+@click.command()
+@click.option("--dir", "paths", multiple=True, metavar="PATH", help="A folder to index; may be given several times.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that Flower listens on.")
+@click.option("--once", is_flag=True, help="Stop after one scan of each --dir.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes of the worker (default: one a processor).")
+@state_option
+def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state: str | None) -> None:
+    """Run the embedded stack: broker, database, beat, worker and Flower, until Ctrl-C.
+
+    \b
+    Example: strandline up --dir ~/Documents --dir ~/Code
+    """
+    settings = settings_of(state, workers=workers)
+    roots = [checked_root(path_bytes(path), settings) for path in paths]
+    if once and not roots:
+        raise UsageError("--once needs a --dir to scan")
+    folder = StateFolder(settings.state_dir)
+    if not folder.lock():
+        running = folder.running()
+        who = f" (process {running.pid})" if running is not None else ""
+        raise UsageError(f"a stack runs already on {folder.path}{who}; stop it, or choose another --state")
+    # TERM ends it as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with running_stack(settings, folder, workers=default_workers(settings), full=True, piped=True, host=host) as stack:
+        sys.exit(_serve(stack, roots, once))
+
+
+def _serve(stack: Stack, roots: list[bytes], once: bool) -> int:
+    talking = Session(stack.app, stack.settings, stack.pump)
+    try:
+        failed = False
+        for root in roots:
+            tenant = talking.tenant_for(root, None)
+            failed |= _first_scan(talking, tenant).state != ScanState.SUCCEEDED
+        _say(f"Flower:   {stack.flower}")
+        _say(f"Database: {stack.settings.database_url}")
+        if once:
+            stack.drain()
+            return 1 if failed else 0
+        _say("Scanning on schedule. Press Ctrl-C to stop.")
+        while True:
+            stack.pump(0.5)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _say("stopping: what runs is ended first; press Ctrl-C again to stop at once")
+        stack.drain()
+        return 0
+
+
+def _first_scan(talking: Session, tenant: Tenant) -> Scan:
+    scan_id = talking.ask(tenant)
+    try:
+        with progress_line() as line:
+            ended = talking.wait(scan_id, line.show if line.active else None)
+    except KeyboardInterrupt:
+        talking.cancel_and_wait(scan_id, CANCEL_WITHIN_S)
+        raise
+    with reading(talking.engine) as connection:
+        document: dict[str, Any] = scan_document(connection, ended, tenant.name)
+    summary(document)
+    return ended
+
+
+def _say(text: str) -> None:
+    click.echo(text)
+    sys.stdout.flush()

@@ -1,0 +1,121 @@
+"""The documents of the contract: a scan, a change, a file. The CLI prints them, and so will the API."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from db import changes, scans
+from db.changes import Change
+from db.scans import Scan
+from db.tenants import Tenant
+from db.tree import IndexedFile
+from db.types import ENDED
+
+LISTED_ERRORS = 100
+
+
+def timestamp(value: datetime | None) -> str | None:
+    """RFC 3339, UTC, with microseconds."""
+    return None if value is None else value.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def text_of(field: str, value: bytes | None) -> dict[str, str | None]:
+    """A path as text; one that is not UTF-8 carries its exact bytes as `<field>_b64` as well."""
+    if value is None:
+        return {field: None}
+    try:
+        return {field: value.decode()}
+    except UnicodeDecodeError:
+        return {field: value.decode("utf-8", "replace"), f"{field}_b64": base64.b64encode(value).decode()}
+
+
+def tenant_document(tenant: Tenant) -> dict[str, Any]:
+    """A tenant."""
+    return {
+        "name": tenant.name,
+        **text_of("root", tenant.root),
+        "tier": tenant.tier,
+        "interval_s": tenant.interval_s,
+        "algorithm": tenant.algorithm,
+        "enabled": tenant.enabled,
+        "created_at": timestamp(tenant.created_at),
+        "next_scan_at": timestamp(tenant.next_scan_at),
+        "fence": tenant.fence,
+        "watermark": {
+            "fence": tenant.watermark_fence,
+            "started_at": timestamp(tenant.watermark_started_at),
+            "files": tenant.watermark_files,
+        }
+        if tenant.watermark_fence is not None
+        else None,
+        "filesystem": tenant.filesystem,
+    }
+
+
+COUNTERS = ("directories", "directories_unchanged", "files", "bytes", "other", "added", "modified", "deleted", "moved",
+            "unchanged", "hashed_files", "hashed_bytes")  # fmt: skip
+
+
+def scan_document(connection: Connection, scan: Scan, tenant: str) -> dict[str, Any]:
+    """A scan, with the first of its errors and, once it has ended, the cursor behind its changes."""
+    errors = scans.errors_of(connection, scan.id, LISTED_ERRORS)
+    ended = scan.state in ENDED
+    cursor = changes.make_cursor(scan.fence, changes.BEHIND, scan.id) if ended and scan.fence is not None else None
+    duration = (scan.finished_at - scan.started_at).total_seconds() if scan.finished_at and scan.started_at else None
+    return {
+        "tenant": tenant,
+        "scan": scan.id,
+        "fence": scan.fence,
+        "strategy": scan.strategy,
+        "reason": scan.reason,
+        "trigger": scan.trigger,
+        "state": scan.state,
+        "error": scan.error,
+        "requested_at": timestamp(scan.requested_at),
+        "started_at": timestamp(scan.started_at),
+        "finished_at": timestamp(scan.finished_at),
+        "duration_s": duration,
+        **{name: getattr(scan, name) for name in COUNTERS},
+        "skipped": [],
+        "skipped_total": scan.skipped_total,
+        "errors": [{**text_of("path", path), "error": error, "operation": op} for path, op, error in errors],
+        "errors_total": scan.errors_total,
+        "shards": scan.shards,
+        "attempts": scan.attempts,
+        "peak_memory_bytes": scan.peak_memory_bytes,
+        "cursor": cursor,
+    }
+
+
+def change_document(change: Change) -> dict[str, Any]:
+    """A change: the whole new state of its path."""
+    document: dict[str, Any] = {"cursor": change.cursor, "kind": change.kind, **text_of("path", change.path)}
+    if change.old_path is not None:
+        document |= text_of("old_path", change.old_path)
+    document |= {"type": change.type, "size": change.size}
+    document |= _content(change.digest, change.algorithm, change.target)
+    if change.reason is not None:
+        document["reason"] = change.reason
+    return document | {"fence": change.fence, "scan": change.scan, "at": timestamp(change.at)}
+
+
+def file_document(file: IndexedFile) -> dict[str, Any]:
+    """An object of the index."""
+    return {
+        **text_of("path", file.path),
+        "type": file.type,
+        "size": file.size,
+        "mtime_ns": file.mtime_ns,
+        **_content(file.digest, file.algorithm, file.target),
+        "changed_in": file.changed,
+    }
+
+
+def _content(digest: bytes | None, algorithm: str | None, target: bytes | None) -> dict[str, Any]:
+    if target is not None:
+        return text_of("target", target)
+    return {"digest": None if digest is None else digest.hex(), "algorithm": algorithm}

@@ -1,0 +1,52 @@
+"""Which folders may be a tenant's root."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+
+from db.types import UsageError
+from tasks.core.filesystem import explain
+from tasks.settings import Settings
+
+
+def checked_root(path: bytes, settings: Settings) -> bytes:
+    """The folder's one true path. Raises UsageError where it cannot be a root, and says why."""
+    shown = repr(os.fsdecode(path))
+    if not path or b"\0" in path:
+        raise UsageError(f"root {shown} is no path")
+    clean = os.path.normpath(os.path.abspath(path))
+    try:
+        found = os.lstat(clean)
+        real = os.path.realpath(clean, strict=True)
+        if stat.S_ISLNK(found.st_mode):
+            raise UsageError(f"root {shown} is a symbolic link; give the folder itself: {os.fsdecode(real)!r}")
+        if not stat.S_ISDIR(found.st_mode):
+            raise UsageError(f"root {shown} is not a folder; give the folder that holds it")
+        os.close(os.open(real, os.O_RDONLY | os.O_DIRECTORY))
+        with os.scandir(real):
+            pass
+    except OSError as error:
+        raise UsageError(f"root {shown} cannot be read: {explain(error)}; see that it may be listed") from error
+    if real == b"/":
+        raise UsageError("root '/' is the whole machine; give a folder below it")
+    _require_allowed(real, shown, settings)
+    return real
+
+
+def _require_allowed(root: bytes, shown: str, settings: Settings) -> None:
+    allowed = [os.path.realpath(os.fsencode(one)) for one in settings.roots.split(":") if one]
+    if allowed and not any(root == one or root.startswith(one.rstrip(b"/") + b"/") for one in allowed):
+        raise UsageError(f"root {shown} lies outside of the folders that STRANDLINE_ROOTS allows: {settings.roots}")
+
+
+def name_for(root: bytes, taken: set[str]) -> str:
+    """A tenant name made from the folder's, and from a number where that is taken."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(root).decode("utf-8", "replace")).strip(".-")[:80]
+    base = base or "folder"
+    number, name = 1, base
+    while name in taken:
+        number += 1
+        name = f"{base}-{number}"
+    return name

@@ -1,0 +1,114 @@
+"""Asking for scans and waiting for them: what `scan`, `up` and `enqueue --wait` have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis
+from sqlalchemy import Engine
+
+from db import scans, shards, tenants
+from db.engine import reading, writing
+from db.scans import Scan
+from db.tenants import Tenant
+from db.types import ENDED, ScanState, StrandlineError, Trigger, UsageError
+from orchestrator.roots import name_for
+from orchestrator.tick import tick
+from tasks.app import App
+from tasks.redis import progress
+from tasks.settings import Settings
+
+LOOK_EVERY_S = 0.02
+SHOW_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What there is to show of a running scan."""
+
+    scan: Scan
+    counted: dict[str, int]
+    expected_files: int | None  # of the last complete scan
+
+
+class Session:
+    """A process that asks for scans and keeps them going. `pump(seconds)` is what it does while it waits."""
+
+    def __init__(self, app: App, settings: Settings, pump: Callable[[float], None]) -> None:
+        self.engine: Engine = app.runtime.engine
+        self._redis: redis.Redis = app.runtime.redis
+        self._app = app
+        self._settings = settings
+        self._pump = pump
+
+    def tenant_for(self, root: bytes, name: str | None, algorithm: str | None = None) -> Tenant:
+        """The tenant of a root, registered if need be. Raises UsageError where name and root do not belong together."""
+        with writing(self.engine) as connection:
+            known = tenants.by_root(connection, root) if name is None else tenants.by_name(connection, name)
+            if known is not None and known.root != root:
+                raise UsageError(
+                    f"tenant {known.name!r} has another root, {known.root.decode('utf-8', 'backslashreplace')!r}; "
+                    "choose another --tenant, or none"
+                )
+            if known is not None:
+                return known
+            taken = {tenant.name for tenant in tenants.list_all(connection)}
+            return tenants.add(
+                connection, name=name if name is not None else name_for(root, taken), root=root, tier="standard",
+                interval_s=self._settings.interval_s, algorithm=algorithm or "sha256",
+            )  # fmt: skip
+
+    def ask(self, tenant: Tenant, *, full: bool = False) -> str:
+        """Request a scan, start it where none is running, send its first shards; its id."""
+        with writing(self.engine) as connection:
+            scan, _ = scans.request(connection, tenant.id, trigger=Trigger.REQUEST, full=full)
+        self.tick()
+        return scan.id
+
+    def tick(self) -> None:
+        """One pass of the tick, in this process."""
+        tick(self._app, self.engine, self._settings)
+
+    def wait(self, scan_id: str, show: Callable[[Seen], None] | None = None) -> Scan:
+        """Return the scan once it has ended; ticks now and then, so that nothing that was lost is waited for."""
+        ticked_s = shown_s = time.monotonic()
+        while True:
+            with reading(self.engine) as connection:
+                scan = scans.get(connection, scan_id)
+                tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
+            if scan is None or tenant is None:
+                raise StrandlineError(f"scan {scan_id} is gone: its tenant was removed")
+            if scan.state in ENDED:
+                return scan
+            now_s = time.monotonic()
+            if show is not None and now_s - shown_s > SHOW_EVERY_S:
+                shown_s = now_s
+                show(Seen(scan, progress.read(self._redis, scan_id), tenant.watermark_files))
+            if now_s - ticked_s > self._settings.tick_s:
+                ticked_s = now_s
+                self.tick()
+            self._pump(LOOK_EVERY_S)
+
+    def cancel(self, scan_id: str) -> bool:
+        """Let a queued or running scan end cancelled; False where it has ended already."""
+        with writing(self.engine) as connection:
+            if scans.cancel_queued(connection, scan_id):
+                return True
+            ended = shards.end_early(connection, scan_id, ScanState.CANCELLED, "cancelled")
+        if ended:
+            self.tick()
+        return ended
+
+    def cancel_and_wait(self, scan_id: str, seconds: float) -> None:
+        """Cancel, and give the finish so long; what is left then is ended by the next stack."""
+        if not self.cancel(scan_id):
+            return
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with reading(self.engine) as connection:
+                scan = scans.get(connection, scan_id)
+            if scan is None or scan.state in ENDED:
+                return
+            self._pump(LOOK_EVERY_S)

@@ -1,0 +1,158 @@
+"""The embedded stack: broker, worker, and with `up` beat and Flower, under one parent that they never outlive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from db import schema, shards
+from db.engine import connect, writing
+from db.types import StrandlineError
+from orchestrator.stack import broker, processes, roles
+from orchestrator.stack.processes import Child, Logs
+from orchestrator.stack.state import Running, StateFolder
+from tasks.app import App, make_app
+from tasks.settings import Settings
+
+DRAINS_WITHIN_S = 20.0
+RESTART_AFTER_S = 1.0
+FLOWER_PORT = 5555
+
+
+class Stack:
+    """What runs under this process. `piped`: logs come through us, prefixed."""
+
+    def __init__(self, settings: Settings, state: StateFolder, *, piped: bool) -> None:
+        self._socket = state.socket("broker.sock")
+        self.settings = settings.model_copy(
+            update={
+                "database_url": settings.database_url or state.database_url,
+                "redis_url": settings.redis_url or f"unix://{self._socket}",
+            }
+        )
+        self._state = state
+        self._piped = piped
+        self._children: dict[str, Child] = {}
+        self._starters: dict[str, Callable[[], Child]] = {}
+        self._restart_at: dict[str, float] = {}
+        self._logs = Logs(sys.stderr)
+        self.app: App = make_app(self.settings)
+        self.flower: str | None = None
+
+    def start(self, *, workers: int, full: bool, host: str = "127.0.0.1") -> None:
+        """Start everything; `full`: with beat and Flower. Raises StrandlineError."""
+        processes.adopt_orphans()
+        embedded = not self.settings.redis_url or self.settings.redis_url == f"unix://{self._socket}"
+        if embedded:
+            self._starters["broker"] = lambda: broker.start(self._socket, piped=self._piped)
+            self._start("broker")
+        roles.preload()
+        self._prepare_database()
+        if embedded:
+            broker.wait(self._socket, self._children["broker"])
+        level = "INFO" if full else "WARNING"
+        self._role("worker", lambda: roles.worker(self.app, processes=workers, events=full, level=level))
+        if full:
+            port = free_port(host, FLOWER_PORT)
+            self.flower = f"http://{host}:{port}"
+            self._role("beat", lambda: roles.beat(self.app, level="WARNING"))
+            self._role("flower", lambda: roles.flower(self.app, host=host, port=port))
+        self._state.announce(Running(os.getpid(), self.settings.database_url, self.settings.redis_url, self.flower))
+
+    def _prepare_database(self) -> None:
+        # Closed again before anything is forked: neither SQLite nor libpq survives a fork.
+        engine = connect(self.settings.database_url)
+        try:
+            schema.migrate(engine)
+            if engine.dialect.name == "sqlite":
+                with writing(engine) as connection:
+                    shards.release_all(connection)
+        finally:
+            engine.dispose()
+
+    def _role(self, name: str, work: Callable[[], None]) -> None:
+        self._starters[name] = lambda: processes.fork(name, work, piped=self._piped)
+        self._start(name)
+
+    def _start(self, name: str) -> None:
+        child = self._starters[name]()
+        self._children[name] = child
+        self._logs.follow(child)
+
+    def pump(self, timeout_s: float) -> None:
+        """Pass on logs for up to `timeout_s`, and start again what has died."""
+        self._logs.pump(timeout_s)
+        now = time.monotonic()
+        for name, child in list(self._children.items()):
+            if child.alive():
+                continue
+            if name not in self._restart_at:
+                print(f"strandline: {name} ended (status {child.status}), starting it again", file=sys.stderr)  # noqa: T201
+                self._restart_at[name] = now + RESTART_AFTER_S
+            elif now >= self._restart_at[name]:
+                del self._restart_at[name]
+                child.kill()  # what it may have left behind
+                self._start(name)
+
+    def drain(self) -> None:
+        """Let the worker end what it holds, for DRAINS_WITHIN_S at most, and stop everything."""
+        for name in ("beat", "flower"):
+            if name in self._children:
+                self._children[name].kill()
+        worker = self._children.get("worker")
+        if worker is not None:
+            worker.signal(signal.SIGTERM)
+            deadline = time.monotonic() + DRAINS_WITHIN_S
+            while worker.alive() and time.monotonic() < deadline:
+                self._logs.pump(0.05)
+        self.stop()
+
+    def stop(self) -> None:
+        """End every process of ours, now. Whatever a worker held is offered again by the next stack."""
+        for name in ("beat", "flower", "worker", "broker"):
+            if name in self._children:
+                self._children.pop(name).kill()
+        self._socket.unlink(missing_ok=True)
+        if self._socket.parent != self._state.path:
+            with contextlib.suppress(OSError):
+                self._socket.parent.rmdir()
+        self._state.unlock()
+
+
+def free_port(host: str, preferred: int) -> int:
+    """The preferred port where it is free, else any."""
+    for port in (preferred, 0):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise StrandlineError(f"no port is free on {host}")
+
+
+@contextlib.contextmanager
+def running_stack(settings: Settings, state: StateFolder, *, workers: int, full: bool, piped: bool,
+                  host: str = "127.0.0.1") -> Iterator[Stack]:  # fmt: skip
+    """A stack on a state folder whose lock we hold; stopped at the end, however that comes."""
+    stack = Stack(settings, state, piped=piped)
+    try:
+        stack.start(workers=workers, full=full, host=host)
+        yield stack
+    finally:
+        stack.stop()
+
+
+def joined(settings: Settings, running: Running) -> Settings:
+    """The settings for talking to a stack that already runs."""
+    return settings.model_copy(update={"database_url": running.database_url, "redis_url": running.redis_url})
+
+
+def default_workers(settings: Settings) -> int:
+    """Processes of one worker: as set, else as many as this process may run on."""
+    return settings.workers or len(os.sched_getaffinity(0))

@@ -1,0 +1,160 @@
+"""Child processes that never outlive their parent, each in a session of its own so that Ctrl-C reaches only the parent.
+
+The kernel kills a child when its parent dies (PR_SET_PDEATHSIG), by kill -9 too; grandchildren that lose their parent
+come to us (PR_SET_CHILD_SUBREAPER) and are waited for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TextIO
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the parent (given by its id) ends; at once where it has ended already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of grandchildren whose parent died."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that we started. `output` is its log, where that is ours to prefix."""
+
+    name: str
+    pid: int
+    output: int | None
+    status: int | None = None
+
+    def alive(self) -> bool:
+        """Does it still run? Reaps it where not."""
+        if self.status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = self.pid, 0
+            if pid:
+                self.status = status
+        return self.status is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process itself."""
+        if self.alive():
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it and everything it started, now, and wait until nothing is left."""
+        while True:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+                pid, status = os.waitpid(-self.pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                break
+            if pid == self.pid:
+                self.status = status
+
+
+def fork(name: str, work: Callable[[], None], *, piped: bool) -> Child:
+    """Run `work` in a child. With `piped` its output comes to us to be prefixed; else it goes where ours goes."""
+    ends = os.pipe() if piped else None
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _become_child(parent, ends)
+        _run(name, work)
+    return _started(name, pid, ends)
+
+
+def spawn(name: str, command: Sequence[str], *, piped: bool) -> Child:
+    """Run a program in a child."""
+    return fork(name, lambda: os.execv(command[0], list(command)), piped=piped)
+
+
+def _become_child(parent: int, ends: tuple[int, int] | None) -> None:
+    os.setsid()
+    die_with_parent(parent)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    silence = os.open(os.devnull, os.O_RDWR)
+    os.dup2(silence, 0)
+    output = 2 if ends is None else ends[1]
+    os.dup2(output, 1)  # data goes to stdout, and a child has none
+    os.dup2(output, 2)
+
+
+def _run(name: str, work: Callable[[], None]) -> NoReturn:
+    status = 1
+    try:
+        work()
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException as error:  # noqa: BLE001 - the last frame of this process: said, and then it ends
+        print(f"{name} failed: {error!r}", file=sys.stderr)  # noqa: T201
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _started(name: str, pid: int, ends: tuple[int, int] | None) -> Child:
+    if ends is None:
+        return Child(name, pid, None)
+    os.close(ends[1])
+    os.set_blocking(ends[0], False)
+    return Child(name, pid, ends[0])
+
+
+class Logs:
+    """Copies the children's lines to a stream, each with the name of its process in front."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._selector = selectors.DefaultSelector()
+        self._partial: dict[str, bytes] = {}
+
+    def follow(self, child: Child) -> None:
+        """Begin with a child whose output is piped."""
+        if child.output is not None:
+            self._selector.register(child.output, selectors.EVENT_READ, child)
+
+    def pump(self, timeout_s: float) -> None:
+        """Copy what there is; wait for it up to `timeout_s`."""
+        if not self._selector.get_map():
+            time.sleep(timeout_s)
+            return
+        for key, _ in self._selector.select(timeout_s):
+            child: Child = key.data
+            data = os.read(key.fd, 65536)
+            if not data:
+                self._selector.unregister(key.fd)
+                os.close(key.fd)
+                child.output = None
+            self._write(child.name, data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        *lines, rest = (self._partial.get(name, b"") + data).split(b"\n")
+        if not data and rest:
+            lines, rest = [*lines, rest], b""
+        self._partial[name] = rest
+        for line in lines:
+            self._stream.write(f"{name:<7}| {line.decode('utf-8', 'backslashreplace')}\n")
+        self._stream.flush()

@@ -1,0 +1,48 @@
+"""The long-running processes, each as a function that does not return before its process is told to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from celery import signals
+
+from orchestrator.stack.processes import die_with_parent
+from tasks.app import QUEUES, App
+
+
+def preload() -> None:
+    """Import what a worker needs before it is forked, so that it is imported once."""
+    import kombu.transport.redis  # noqa: F401
+
+    import tasks.finish
+    import tasks.scan_shard  # noqa: F401
+
+
+def worker(app: App, *, processes: int, events: bool, level: str, queues: str | None = None) -> None:
+    """A worker with a prefork pool. Its children die with it, also by kill -9."""
+    main = os.getpid()
+
+    @signals.worker_process_init.connect(weak=False)
+    def tie(**_: Any) -> None:
+        die_with_parent(main)
+
+    chosen = app.Worker(
+        concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES), hostname="worker@%h",
+        task_events=events, without_mingle=True, without_gossip=True, without_heartbeat=not events, quiet=True,
+    )  # fmt: skip
+    chosen.start()
+    sys.exit(chosen.exitcode or 0)
+
+
+def beat(app: App, *, level: str) -> None:
+    """Beat with its few static entries; it keeps nothing on disk."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    app.Beat(loglevel=level, scheduler_cls="celery.beat:Scheduler", quiet=True).run()
+
+
+def flower(app: App, *, host: str, port: int) -> None:
+    """Flower on an address of ours."""
+    app.start(argv=["flower", f"--address={host}", f"--port={port}", "--logging=warning"])
