@@ -17,6 +17,8 @@ from db.types import FileType, KnownChild, KnownDirectory, KnownFile, Place, Sta
 
 ORDER_KEY_BYTES = 1024
 IDS_PER_BLOCK = 1024
+# Opening, listing and closing a directory costs about as much as so many files in it.
+DIRECTORY_ENTRIES = 4
 
 
 def order_key(path: bytes) -> bytes:
@@ -195,8 +197,7 @@ def count_owned(connection: Connection, tenant_id: int, fence: int, number: int)
 def cuts(connection: Connection, tenant_id: int, entries: int) -> Sequence[Place]:
     """Places that cut the tenant's directories into ranges of about `entries` entries each; the last is the end."""
     d = directories.c
-    # A directory costs about as much as some files do: opening, listing, closing.
-    weight = func.sum(d.files + 4).over(order_by=(d.order_key, d.id))
+    weight = func.sum(d.files + DIRECTORY_ENTRIES).over(order_by=(d.order_key, d.id))
     cumulated = select(d.order_key, d.id, weight.label("total")).where(d.tenant_id == tenant_id).subquery()
     piece = cumulated.c.total // entries
     following = func.lead(piece).over(order_by=(cumulated.c.order_key, cumulated.c.id))

@@ -10,7 +10,7 @@ from tasks.settings import Settings
 
 @dataclass(slots=True)
 class Budget:
-    """Counts down entries, bytes and seconds; `clock_s` is a monotonic clock."""
+    """What is left of entries and bytes, and when the seconds are over; `clock_s` is a monotonic clock."""
 
     entries: int
     bytes: int
@@ -21,11 +21,6 @@ class Budget:
     def of(cls, settings: Settings, clock_s: Callable[[], float]) -> Budget:
         """A fresh one, as the settings say."""
         return cls(settings.shard_entries, settings.shard_bytes, clock_s() + settings.shard_seconds, clock_s)
-
-    def spend(self, *, entries: int = 0, bytes: int = 0) -> None:
-        """Take off what was done."""
-        self.entries -= entries
-        self.bytes -= bytes
 
     @property
     def spent(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from db import changes, tree
 from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
-from db.types import Kind, KnownDirectory, KnownFile, Place, Strategy
+from db.types import KnownDirectory, KnownFile, Place, Strategy
 from tasks.budget import Budget
 from tasks.core import filesystem
 from tasks.core.compare import (
@@ -39,9 +38,9 @@ BATCH_FILES = 2_000
 PAGE = 500
 # New directories kept in memory to be listed next; more wait as rows.
 STACK = 1_000
-# A directory costs about as much as so many files.
-DIRECTORY_ENTRIES = 4
 ERRORS_KEPT = 1_000
+# So much is hashed between two signs of life (a few milliseconds on a disk that is not hung).
+TELL_BYTES = 4 << 20
 # Places of the fields of a new directory's row that its own listing fills in (see tree.NEW_DIRECTORY).
 _FINGERPRINT, _FILES, _BYTES, _OWNER, _LISTED = (
     tree.NEW_DIRECTORY.index(name) for name in ("fingerprint", "files", "bytes", "owner", "listed")
@@ -56,7 +55,9 @@ class Batch:
     changes: list[tuple[Any, ...]] = field(default_factory=list)  # without tenant, fence and number
     errors: list[tuple[Any, ...]] = field(default_factory=list)
     disowned: list[int] = field(default_factory=list)
-    counted: Counter[str] = field(default_factory=Counter)
+    hashed_files: int = 0
+    hashed_bytes: int = 0
+    errors_total: int = 0
 
     def __len__(self) -> int:
         return len(self.tree) + len(self.errors) + len(self.disowned)
@@ -89,6 +90,7 @@ class Pipeline:
         self._stack: list[Todo] = []
         self._batch = Batch()
         self._errors_kept = 0
+        self._untold_bytes = 0
         self.directories_unchanged = 0
         self.other = 0
 
@@ -100,6 +102,7 @@ class Pipeline:
             frontier = self._walk_range(frontier)
         self._walk_owned()
         self._flush()
+        self._tell()
         self._progress.tell()
         return frontier
 
@@ -146,7 +149,7 @@ class Pipeline:
             self._note_error(error.path, error.operation, error.error)
             return
         files = len(listing.files)
-        self._budget.spend(entries=files + len(listing.children) + listing.other + DIRECTORY_ENTRIES)
+        self._budget.entries -= files + tree.DIRECTORY_ENTRIES
         self._progress.add(directories=1, files=files, bytes=listing.size)
         self.other += listing.other
         if listing.fingerprint == known.fingerprint and (self._trusting or known.listed == self._fence):
@@ -175,6 +178,7 @@ class Pipeline:
         settled = comparison.settled and listing.steady
         for entry, before in comparison.to_hash:
             settled &= self._hash(known, fd, entry, before, now_ns)
+        self._progress.add(hashed_files=len(comparison.to_hash))
         for entry, before in comparison.symlinks:
             self._record(known, outcome_of_symlink(entry, before, fence=self._fence))
         for entry, file in comparison.back:
@@ -202,29 +206,27 @@ class Pipeline:
         outcome = outcome_of_hash(hashed, hashed.entry, before, fence=self._fence, now_ns=now_ns,
                                   profile=self.profile, algorithm=self._tenant.algorithm)  # fmt: skip
         if hashed.error is not None:
-            self._note_error(_join(directory.path, entry.name), hashed.operation, hashed.error)
+            self._note_error(_join(directory.path, entry.name), "read", hashed.error)
         if hashed.digest is not None:
-            self._batch.counted.update(hashed_files=1, hashed_bytes=hashed.entry.size)
-            self._progress.add(hashed_files=1)
+            self._batch.hashed_files += 1
+            self._batch.hashed_bytes += hashed.entry.size
         self._record(directory, outcome)
         if len(self._batch.tree.files) >= BATCH_FILES:
             self._flush()
         return outcome.unsettled is None and hashed.entry == entry
 
     def _record(self, directory: KnownDirectory, outcome: Outcome) -> None:
-        entry = outcome.entry
+        entry, digest, algorithm, unsettled, kind, changed = outcome
+        name, type_, size, mtime_ns, ctime_ns, inode, target = entry
         self._batch.tree.files.append(
-            (self._tenant.id, directory.id, *entry[:6], outcome.unsettled, outcome.digest, outcome.algorithm,
-             entry.target, outcome.changed, None, None)
+            (self._tenant.id, directory.id, name, type_, size, mtime_ns, ctime_ns, inode, unsettled, digest, algorithm,
+             target, changed, None, None)
         )  # fmt: skip
-        if outcome.kind is not None:
-            self._report(directory, entry, outcome.kind, outcome)
-
-    def _report(self, directory: KnownDirectory, entry: Entry, kind: Kind, outcome: Outcome) -> None:
-        self._batch.changes.append(
-            (directory.id, entry.name, kind.value, _join(directory.path, entry.name), entry.type, entry.size,
-             outcome.digest, outcome.algorithm, entry.target, None)
-        )  # fmt: skip
+        if kind is not None:
+            path = _join(directory.path, name)
+            self._batch.changes.append(
+                (directory.id, name, kind.value, path, type_, size, digest, algorithm, target, None)
+            )
 
     def _write_missing(self, directory: KnownDirectory, comparison: Comparison) -> None:
         batch = self._batch.tree
@@ -261,22 +263,32 @@ class Pipeline:
             self._flush()
 
     def _note_error(self, path: bytes, operation: str, error: str) -> None:
-        self._batch.counted.update(errors_total=1)
+        self._batch.errors_total += 1
         self._errors_kept += 1
         if self._errors_kept <= ERRORS_KEPT:
             mark = hashlib.blake2b(operation.encode() + b"\0" + path, digest_size=16).digest()
             self._batch.errors.append((self._scan.id, mark, path, operation, error))
 
     def _read_bytes(self, count: int) -> None:
+        self._budget.bytes -= count
+        self._untold_bytes += count
+        if self._untold_bytes >= TELL_BYTES:
+            self._tell()
+
+    def _tell(self) -> None:
+        """A sign of life, from within long hashes too."""
         self._holder.progress()
-        self._budget.spend(bytes=count)
-        self._progress.add(hashed_bytes=count)
+        self._progress.add(hashed_bytes=self._untold_bytes)
+        self._untold_bytes = 0
 
     def _flush(self) -> None:
         batch = self._batch
         if not len(batch):
             return
-        with self._holder.flush(len(batch.changes), **batch.counted) as (connection, first):
+        with self._holder.flush(
+            len(batch.changes), hashed_files=batch.hashed_files, hashed_bytes=batch.hashed_bytes,
+            errors_total=batch.errors_total,
+        ) as (connection, first):  # fmt: skip
             tree.write(connection, batch.tree)
             numbered = [(self._tenant.id, self._fence, first + i, *rest) for i, rest in enumerate(batch.changes)]
             changes.write(connection, numbered)

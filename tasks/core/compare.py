@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from db.types import FileType, Gone, Kind, KnownChild, KnownFile, Unsettled
 from tasks.core.filesystem import Entry
@@ -93,8 +94,7 @@ def racy(entry: Entry, now_ns: int, profile: Profile) -> bool:
     return recent <= entry.mtime_ns <= now_ns
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What becomes of one entry: the stat and digest to write, and the change to report."""
 
     entry: Entry
@@ -111,7 +111,7 @@ def outcome_of_hash(hashed: Hashed, entry: Entry, known: KnownFile | None, *, fe
     if hashed.digest is None:
         if known is None:
             return Outcome(entry, None, None, hashed.unsettled, None, fence)  # invisible until it can be read
-        return replace(outcome_as_known(entry.name, known), unsettled=hashed.unsettled)
+        return outcome_as_known(entry.name, known)._replace(unsettled=hashed.unsettled)
     unsettled = hashed.unsettled or (Unsettled.RACY if racy(entry, now_ns, profile) else None)
     kind = _kind(entry, known, (hashed.digest, algorithm))
     changed = fence if kind is not None or known is None else known.changed

@@ -11,8 +11,6 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 # What a walk may hold open below the root.
@@ -174,20 +172,20 @@ class Tree:
         return Unreadable(b"/".join(components), "list", text)
 
 
-@contextmanager
-def opened_file(directory: int, name: bytes) -> Iterator[int]:
+def open_file(directory: int, name: bytes) -> int:
     """A descriptor for reading; never through a symlink, never blocking on a pipe. Raises OSError."""
-    fd = os.open(name, _FILE, dir_fd=directory)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return os.open(name, _FILE, dir_fd=directory)
 
 
 def entry_of(fd: int, name: bytes) -> Entry | None:
     """The entry of an open file as it is now; None where it is not a regular file."""
     found = os.fstat(fd)
     return _entry(name, found, None) if stat.S_ISREG(found.st_mode) else None
+
+
+def is_regular(fd: int) -> bool:
+    """Is this a regular file, so that reading it neither blocks nor does anything?"""
+    return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
 def look(directory: int, name: bytes) -> Entry | None:
@@ -213,10 +211,10 @@ def exists(directory: int, name: bytes) -> bool:
 
 
 def _entry(name: bytes, found: os.stat_result, target: bytes | None) -> Entry:
-    return Entry(
-        name, "file" if target is None else "symlink", found.st_size, saturate(found.st_mtime_ns),
-        saturate(found.st_ctime_ns), signed(found.st_ino), target,
-    )  # fmt: skip
+    mtime, ctime, inode = found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    if not (-_INT64 <= mtime < _INT64 and -_INT64 <= ctime < _INT64 and inode < _INT64):
+        mtime, ctime, inode = saturate(mtime), saturate(ctime), signed(inode)
+    return Entry(name, "file" if target is None else "symlink", found.st_size, mtime, ctime, inode, target)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

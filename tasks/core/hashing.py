@@ -5,14 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from blake3 import blake3
 
 from db.types import Unsettled
-from tasks.core.filesystem import Entry, entry_of, explain, look, opened_file
+from tasks.core.filesystem import Entry, entry_of, explain, is_regular, look, open_file
 
 # A file that moves while it is read is read again so many times; then it is left to the next scan.
 TRIES = 3
@@ -37,8 +36,7 @@ class Digest(Protocol):
 ALGORITHMS: dict[str, Callable[[], Digest]] = {"sha256": sha256, "blake3": blake3}
 
 
-@dataclass(frozen=True, slots=True)
-class Hashed:
+class Hashed(NamedTuple):
     """A digest and the stat that it was proven under; or why there is none.
 
     `entry` is None where the name no longer is a regular file. `unsettled` says that the next scan must look again.
@@ -47,8 +45,7 @@ class Hashed:
     entry: Entry | None
     digest: bytes | None = None
     unsettled: Unsettled | None = None
-    error: str | None = None
-    operation: str = "read"
+    error: str | None = None  # why it could not be read
 
 
 class Hasher:
@@ -69,31 +66,35 @@ class Hasher:
     def hash(self, directory: int, listed: Entry, now_ns: int) -> Hashed:
         """Hash the file that a listing showed, opened relative to its directory. `now_ns`: the time of that listing."""
         try:
-            with opened_file(directory, listed.name) as fd:
+            fd = open_file(directory, listed.name)
+            try:
                 return self._hash_open(fd, listed, now_ns)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return Hashed(None)
         except OSError as error:
             if _replaced(directory, listed):
                 return Hashed(None)
-            return Hashed(listed, unsettled=Unsettled.FAILED, error=explain(error), operation="read")
+            return Hashed(listed, unsettled=Unsettled.FAILED, error=explain(error))
 
     def _hash_open(self, fd: int, listed: Entry, now_ns: int) -> Hashed:
-        before = entry_of(fd, listed.name)
-        if before is None:
+        if not is_regular(fd):
             return Hashed(None)
-        fresh = max(before.mtime_ns, before.ctime_ns) > now_ns - FRESH_NS
+        fresh = max(listed.mtime_ns, listed.ctime_ns) > now_ns - FRESH_NS
         flushed = not fresh or self._flush(fd)
+        expected = listed
         for _ in range(TRIES):
-            digest, count = self._stream(fd, before.size)
-            after = entry_of(fd, listed.name)
-            if after == before and count == before.size:
-                return Hashed(before, digest, None if flushed else Unsettled.FSYNC_BUDGET)
-            if after is None:
+            digest, count = self._stream(fd, expected.size)
+            # As it was when it was listed, and all of it read: then nothing moved from the listing until now.
+            found = entry_of(fd, listed.name)
+            if found == expected and count == expected.size:
+                return Hashed(found, digest, None if flushed else Unsettled.FSYNC_BUDGET)
+            if found is None:
                 return Hashed(None)
-            before = after
+            expected = found
             os.lseek(fd, 0, os.SEEK_SET)
-        return Hashed(before, unsettled=Unsettled.UNSTABLE)
+        return Hashed(expected, unsettled=Unsettled.UNSTABLE)
 
     def _flush(self, fd: int) -> bool:
         if self._fsyncs_left <= 0:
