@@ -31,12 +31,19 @@ def binary() -> str:
 def start(path: Path, *, piped: bool) -> Child:
     """Start a server that listens on the socket `path` alone and keeps nothing on disk: the database is the truth."""
     path.unlink(missing_ok=True)
+    log_of(path).unlink(missing_ok=True)
     options = {
         "port": "0", "unixsocket": str(path), "unixsocketperm": "700", "save": "", "appendonly": "no",
-        "maxmemory-policy": "noeviction", "daemonize": "no", "dir": str(path.parent), "loglevel": "warning",
+        "maxmemory-policy": "noeviction", "daemonize": "no", "dir": str(path.parent),
+        "loglevel": "warning", "logfile": str(log_of(path)),
     }  # fmt: skip
     command = [binary(), *(word for name, value in options.items() for word in (f"--{name}", value))]
     return spawn("broker", command, piped=piped)
+
+
+def log_of(path: Path) -> Path:
+    """Where the server that listens on `path` writes what it has to say."""
+    return path.with_suffix(".log")
 
 
 def wait(path: Path, child: Child) -> None:
@@ -44,7 +51,7 @@ def wait(path: Path, child: Child) -> None:
     deadline = time.monotonic() + STARTS_WITHIN_S
     while time.monotonic() < deadline:
         if not child.alive():
-            raise StrandlineError(f"the broker {binary()} ended as soon as it was started (status {child.status})")
+            raise StrandlineError(f"the broker {binary()} ended as soon as it was started; see {log_of(path)}")
         if _answers(path):
             return
         time.sleep(0.005)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from typing import Any
 
 from celery import signals
+from celery.exceptions import SecurityWarning
 
 from orchestrator.stack.processes import die_with_parent
 from tasks.app import QUEUES, App
@@ -24,6 +26,8 @@ def preload() -> None:
 def worker(app: App, *, processes: int, events: bool, level: str, queues: str | None = None) -> None:
     """A worker with a prefork pool. Its children die with it, also by kill -9."""
     main = os.getpid()
+    # It warns of root because of pickle; messages here are JSON and hold ids only.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
 
     @signals.worker_process_init.connect(weak=False)
     def tie(**_: Any) -> None:

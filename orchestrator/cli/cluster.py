@@ -1,0 +1,110 @@
+"""`status`, `config`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from db import scans, shards, tenants
+from db.engine import reading
+from db.types import ScanState
+from orchestrator.cli.common import database, json_option, print_json, settings_of, state_option
+from orchestrator.stack.state import StateFolder
+from tasks import settings as all_settings
+
+# How long workers may take to answer.
+INSPECT_S = 1.0
+
+
+@click.command()
+@state_option
+@json_option
+def status(state: str | None, as_json: bool) -> None:
+    """The cluster at a glance: what runs, what waits, who works.
+
+    \b
+    Example: strandline status
+    """
+    settings = settings_of(state)
+    running = None if settings.redis_url else StateFolder(settings.state_dir).running()
+    with database(settings) as engine, reading(engine) as connection:
+        known = tenants.list_all(connection)
+        names = {tenant.id: tenant.name for tenant in known}
+        document: dict[str, Any] = {
+            "tenants": len(known),
+            "paused": sum(not tenant.enabled for tenant in known),
+            "running": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.RUNNING)],
+            "queued": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.QUEUED)],
+            "backlog": shards.backlog(connection),
+        }
+    redis_url = settings.redis_url or (running.redis_url if running is not None else None)
+    document["workers"] = _workers(settings.model_copy(update={"redis_url": redis_url})) if redis_url else []
+    document["flower"] = running.flower if running is not None else None
+    if as_json:
+        print_json(document)
+        return
+    for key, value in document.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{count} {name}" for name, count in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(one["name"] if isinstance(one, dict) else one for one in value) or "none"
+        click.echo(f"{key:<9} {'-' if value is None else value}")
+
+
+def _workers(settings: all_settings.Settings) -> list[dict[str, Any]]:
+    from tasks.app import make_app
+
+    stats = make_app(settings).control.inspect(timeout=INSPECT_S).stats() or {}
+    return [
+        {"name": name, "processes": found.get("pool", {}).get("max-concurrency"), "pid": found.get("pid")}
+        for name, found in sorted(stats.items())
+    ]
+
+
+@click.group()
+def config() -> None:
+    """Settings.
+
+    \b
+    Example: strandline config list
+    """
+
+
+@config.command("list")
+@state_option
+@json_option
+def list_(state: str | None, as_json: bool) -> None:
+    """Every setting: its value, its default, where the value came from, and what it means.
+
+    \b
+    Example: strandline config list --json
+    """
+    values = settings_of(state)
+    for name, field in all_settings.Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        source = "option" if name == "state_dir" and state is not None else all_settings.source(name)
+        document = {
+            "name": all_settings.PREFIX + name.upper(),
+            "value": hidden(name, getattr(values, name)),
+            "default": default,
+            "source": source,
+            "description": field.description,
+        }
+        if as_json:
+            print_json(document)
+        else:
+            click.echo(f"{document['name']}={document['value']}  ({source}; default {default!r})")
+            click.echo(f"    {field.description}")
+
+
+def hidden(name: str, value: Any) -> Any:
+    """A value for people: addresses without their passwords."""
+    if not name.endswith("_url") or not value:
+        return value
+    from urllib.parse import urlsplit, urlunsplit
+
+    parts = urlsplit(value)
+    if parts.password is None:
+        return value
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

@@ -1,0 +1,95 @@
+"""`worker`, `beat`, `flower`, `migrate`: what containers run. They need a database and a Redis that are configured."""
+
+from __future__ import annotations
+
+import click
+
+from db import schema
+from db.engine import connect
+from db.types import UsageError
+from orchestrator.cli.common import settings_of
+from orchestrator.stack import roles
+from orchestrator.stack.embedded import default_workers
+from tasks.app import QUEUES, App, make_app
+from tasks.settings import Settings
+
+LEVELS = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"])
+
+
+def _cluster() -> Settings:
+    settings = settings_of(None)
+    missing = [
+        f"STRANDLINE_{name.upper()}" for name in ("database_url", "redis_url") if not getattr(settings, name)
+    ]  # fmt: skip
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} must be set for this command; `strandline up` needs neither")
+    return settings
+
+
+def _app(settings: Settings) -> App:
+    engine = connect(settings.database_url)
+    try:
+        schema.require_current(engine)
+    finally:
+        engine.dispose()
+    return make_app(settings)
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes of the pool (default: one a processor).")
+@click.option("--queues", help=f"Queues to take from, separated by commas (default: {','.join(QUEUES)}).")
+@click.option("--level", type=LEVELS, default="INFO", show_default=True, help="Least level that is logged.")
+def worker(workers: int | None, queues: str | None, level: str) -> None:
+    """Run a worker until TERM.
+
+    \b
+    Example: strandline worker --workers 4 --queues control,bulk
+    """
+    settings = _cluster()
+    unknown = [name for name in (queues or "").split(",") if name and name not in QUEUES]
+    if unknown:
+        raise UsageError(f"unknown queue {unknown[0]!r}: use {', '.join(QUEUES)}")
+    app = _app(settings)
+    roles.preload()
+    roles.worker(app, processes=workers or default_workers(settings), events=True, level=level, queues=queues)
+
+
+@click.command()
+@click.option("--level", type=LEVELS, default="INFO", show_default=True, help="Least level that is logged.")
+def beat(level: str) -> None:
+    """Run beat, which sends a tick every STRANDLINE_TICK_S seconds, until TERM.
+
+    \b
+    Example: strandline beat
+    """
+    roles.beat(_app(_cluster()), level=level)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port to listen on.")
+def flower(host: str, port: int) -> None:
+    """Run Flower until TERM.
+
+    \b
+    Example: strandline flower --port 5555
+    """
+    roles.flower(_app(_cluster()), host=host, port=port)
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the schema of STRANDLINE_DATABASE_URL up to date; does nothing where it is.
+
+    \b
+    Example: STRANDLINE_DATABASE_URL=postgresql+psycopg://… strandline migrate
+    """
+    settings = settings_of(None)
+    if not settings.database_url:
+        raise UsageError("STRANDLINE_DATABASE_URL must be set for this command; `strandline up` migrates its own")
+    engine = connect(settings.database_url)
+    try:
+        changed = schema.migrate(engine)
+    finally:
+        engine.dispose()
+    click.echo(f"schema {schema.HEAD}: {'brought up to date' if changed else 'up to date already'}")

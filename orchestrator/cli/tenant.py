@@ -1,0 +1,187 @@
+"""`tenant …`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from db import tenants
+from db.engine import reading, writing
+from db.tenants import ALGORITHMS, TIERS
+from db.types import UsageError
+from orchestrator.cli.common import (
+    database,
+    escaped,
+    json_option,
+    path_bytes,
+    print_json,
+    refuse_unknown_state,
+    settings_of,
+    state_option,
+)
+from orchestrator.documents import tenant_document
+from orchestrator.roots import checked_root
+
+
+@click.group()
+def tenant() -> None:
+    """Tenants: whose folder is scanned, where and how often.
+
+    \b
+    Example: strandline tenant add notes /srv/notes --interval 600
+    """
+
+
+def _policy(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--algorithm", help=f"Hash of contents: {', '.join(ALGORITHMS)}."),
+        click.option("--interval", "interval_s", type=int, metavar="S", help="Seconds between scans."),
+        click.option("--tier", help=f"Class of the tenant: {', '.join(TIERS)}."),
+    ):
+        command = option(command)
+    return command
+
+
+@tenant.command()
+@click.argument("name")
+@click.argument("root")
+@_policy
+@state_option
+@json_option
+def add(name: str, root: str, tier: str | None, interval_s: int | None, algorithm: str | None, state: str | None,
+        as_json: bool) -> None:  # fmt: skip
+    """Register the folder ROOT as tenant NAME; it is scanned on schedule.
+
+    \b
+    Example: strandline tenant add notes /srv/notes --tier priority
+    """
+    settings = settings_of(state)
+    tenants.check_name(name)
+    checked = checked_root(path_bytes(root), settings)
+    with database(settings) as engine, writing(engine) as connection:
+        added = tenants.add(
+            connection, name=name, root=checked, tier=tier or TIERS[0],
+            interval_s=settings.interval_s if interval_s is None else interval_s, algorithm=algorithm or ALGORITHMS[0],
+        )  # fmt: skip
+    _show(tenant_document(added), as_json)
+
+
+@tenant.command("list")
+@state_option
+@json_option
+def list_(state: str | None, as_json: bool) -> None:
+    """All tenants, by name.
+
+    \b
+    Example: strandline tenant list --json
+    """
+    settings = settings_of(state)
+    refuse_unknown_state(settings)
+    with database(settings) as engine, reading(engine) as connection:
+        found = tenants.list_all(connection)
+    for one in found:
+        if as_json:
+            print_json(tenant_document(one))
+        else:
+            state_ = "" if one.enabled else "  paused"
+            click.echo(f"{one.name}  {escaped(one.root)}  every {one.interval_s} s  {one.tier}{state_}")
+
+
+@tenant.command()
+@click.argument("name")
+@state_option
+@json_option
+def show(name: str, state: str | None, as_json: bool) -> None:
+    """What is known of tenant NAME, and what cannot be seen on its file system.
+
+    \b
+    Example: strandline tenant show notes
+    """
+    settings = settings_of(state)
+    refuse_unknown_state(settings)
+    with database(settings) as engine, reading(engine) as connection:
+        document = tenant_document(tenants.get(connection, name))
+    _show(document, as_json)
+
+
+@tenant.command("set")
+@click.argument("name")
+@_policy
+@state_option
+@json_option
+def set_(name: str, tier: str | None, interval_s: int | None, algorithm: str | None, state: str | None,
+         as_json: bool) -> None:  # fmt: skip
+    """Change how tenant NAME is scanned. Another algorithm hashes everything again.
+
+    \b
+    Example: strandline tenant set notes --interval 60
+    """
+    given = {"tier": tier, "interval_s": interval_s, "algorithm": algorithm}
+    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if not values:
+        raise UsageError("nothing to set: give --tier, --interval or --algorithm")
+    if "interval_s" in values:
+        values["next_scan_at"] = None  # the tick finds its slot anew
+    _show(_change(name, state, **values), as_json)
+
+
+@tenant.command()
+@click.argument("name")
+@state_option
+def pause(name: str, state: str | None) -> None:
+    """Schedule no more scans of tenant NAME; what is asked for is still done.
+
+    \b
+    Example: strandline tenant pause notes
+    """
+    _change(name, state, enabled=False)
+    click.echo(f"{name} is paused")
+
+
+@tenant.command()
+@click.argument("name")
+@state_option
+def resume(name: str, state: str | None) -> None:
+    """Schedule scans of tenant NAME again.
+
+    \b
+    Example: strandline tenant resume notes
+    """
+    _change(name, state, enabled=True)
+    click.echo(f"{name} is scanned on schedule")
+
+
+@tenant.command()
+@click.argument("name")
+@state_option
+def remove(name: str, state: str | None) -> None:
+    """Forget tenant NAME, its index and its feed. Its files are not touched.
+
+    \b
+    Example: strandline tenant remove notes
+    """
+    settings = settings_of(state)
+    refuse_unknown_state(settings)
+    with database(settings) as engine, writing(engine) as connection:
+        tenants.remove(connection, tenants.get(connection, name).id)
+    click.echo(f"{name} is forgotten")
+
+
+def _change(name: str, state: str | None, **values: Any) -> dict[str, Any]:
+    settings = settings_of(state)
+    refuse_unknown_state(settings)
+    with database(settings) as engine, writing(engine) as connection:
+        tenants.change(connection, tenants.get(connection, name).id, **values)
+        return tenant_document(tenants.get(connection, name))
+
+
+def _show(document: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+        return
+    for key, value in document.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {one}" for name, one in value.items())
+        click.echo(f"{key:<14}{'-' if value is None else value}")
