@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import warnings
 from typing import Any
@@ -34,7 +35,7 @@ def worker(app: App, *, processes: int, events: bool, level: str, queues: str | 
         die_with_parent(main)
 
     chosen = app.Worker(
-        concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES), hostname="worker@%h",
+        concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES), hostname=f"worker@{socket.gethostname()}",
         task_events=events, without_mingle=True, without_gossip=True, without_heartbeat=not events, quiet=True,
     )  # fmt: skip
     chosen.start()
@@ -49,4 +50,4 @@ def beat(app: App, *, level: str) -> None:
 
 def flower(app: App, *, host: str, port: int) -> None:
     """Flower on an address of ours."""
-    app.start(argv=["flower", f"--address={host}", f"--port={port}", "--logging=warning"])
+    app.start(argv=["flower", f"--address={host}", f"--port={port}", "--logging=error"])
