@@ -39,7 +39,7 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
     if once and not roots:
         raise UsageError("--once needs a --dir to scan")
     folder = StateFolder(settings.state_dir)
-    if not folder.lock():
+    if not folder.lock(patience_s=0.5):
         running = folder.running()
         who = f" (process {running.pid})" if running is not None else ""
         raise UsageError(f"a stack runs already on {folder.path}{who}; stop it, or choose another --state")

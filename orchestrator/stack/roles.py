@@ -35,8 +35,9 @@ def worker(app: App, *, processes: int, events: bool, level: str, queues: str | 
         die_with_parent(main)
 
     chosen = app.Worker(
-        concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES), hostname=f"worker@{socket.gethostname()}",
-        task_events=events, without_mingle=True, without_gossip=True, without_heartbeat=not events, quiet=True,
+        concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES),
+        hostname=f"worker@{socket.gethostname()}", task_events=events, quiet=True,
+        without_mingle=True, without_gossip=True, without_heartbeat=not events,
     )  # fmt: skip
     chosen.start()
     sys.exit(chosen.exitcode or 0)
