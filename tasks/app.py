@@ -121,13 +121,6 @@ def nudge(app: Celery) -> None:
         log.warning("no tick could be sent, the broker does not answer: %s", error)
 
 
-@signals.after_setup_logger.connect(weak=False)
-def _say_what_we_do(**_: object) -> None:
-    # A line a scan and a shard is wanted where Celery's own line for every message is not.
-    for name in ("tasks", "orchestrator"):
-        logging.getLogger(name).setLevel(logging.INFO)
-
-
 @signals.worker_process_init.connect(weak=False)
 def _child_started(**_: object) -> None:
     from celery import current_app

@@ -14,7 +14,7 @@ import click
 from db import scans, tenants
 from db.engine import reading
 from db.types import ScanState, StrandlineError, UsageError
-from orchestrator.cli.common import json_option, path_bytes, print_json, settings_of, state_option
+from orchestrator.cli.common import json_option, path_bytes, print_json, settings_of, spoken, state_option
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.documents import scan_document
 from orchestrator.roots import checked_root
@@ -176,7 +176,9 @@ def session(settings: Settings) -> Iterator[Session]:
             return
     workers = default_workers(settings)
     with running_stack(settings, state, workers=workers, full=False, piped=False) as stack:
-        yield Session(stack.app, stack.settings, stack.pump)
+        talking = Session(stack.app, stack.settings, stack.pump)
+        with spoken(talking.engine):
+            yield talking
 
 
 def _await_running(state: StateFolder) -> Running | None:
@@ -220,6 +222,7 @@ def asking(settings: Settings, pump: Callable[[float], None] = time.sleep) -> It
     engine = app.runtime.engine
     schema.require_current(engine)
     try:
-        yield Session(app, settings, pump)
+        with spoken(engine):
+            yield Session(app, settings, pump)
     finally:
         engine.dispose()

@@ -12,7 +12,7 @@ from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ScanState, UsageError
-from orchestrator.cli.common import path_bytes, settings_of, state_option
+from orchestrator.cli.common import path_bytes, settings_of, spoken, state_option
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.cli.scan import CANCEL_WITHIN_S
 from orchestrator.documents import scan_document
@@ -46,7 +46,8 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
     # TERM ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with running_stack(settings, folder, workers=default_workers(settings), full=True, piped=True, host=host) as stack:
-        sys.exit(_serve(stack, roots, once))
+        with spoken(stack.app.runtime.engine):
+            sys.exit(_serve(stack, roots, once))
 
 
 def _serve(stack: Stack, roots: list[bytes], once: bool) -> int:

@@ -55,7 +55,7 @@ class Stack:
         self._prepare_database()
         if embedded:
             broker.wait(self._socket, self._children["broker"])
-        self._role("worker", lambda: roles.worker(self.app, processes=workers, events=full, level="WARNING"))
+        self._role("worker", lambda: roles.worker(self.app, processes=workers, serving=full, level="WARNING"))
         if full:
             port = free_port(host, FLOWER_PORT)
             self.flower = f"http://{host}:{port}"
