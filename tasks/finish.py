@@ -71,7 +71,8 @@ def _delete(holder: Holder, scan: Scan) -> None:
         while True:
             with holder.flush(reserve=BATCH) as (connection, first):
                 gone = find(connection, scan, BATCH)
-                _delete_files(connection, scan, gone, first)
+                if gone:
+                    _delete_files(connection, scan, gone, first)
             if not gone:
                 break
     while True:

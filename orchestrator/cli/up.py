@@ -45,9 +45,13 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
         raise UsageError(f"a stack runs already on {folder.path}{who}; stop it, or choose another --state")
     # TERM ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with running_stack(settings, folder, workers=default_workers(settings), full=True, piped=True, host=host) as stack:
-        with spoken(stack.app.runtime.engine):
-            sys.exit(_serve(stack, roots, once))
+    with (
+        running_stack(
+            settings, folder, workers=default_workers(settings), full=True, piped=True, host=host
+        ) as stack,
+        spoken(stack.app.runtime.engine),
+    ):  # fmt: skip
+        sys.exit(_serve(stack, roots, once))
 
 
 def _serve(stack: Stack, roots: list[bytes], once: bool) -> int:
