@@ -1,0 +1,96 @@
+"""The processes that containers run, on PostgreSQL and a Redis that are configured."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests import scenarios
+from tests.command import STRANDLINE, Command, each_change_once
+from tests.processes import Running, start
+from tests.servers import PostgresServer, RedisServer
+from tests.trees import Dir, File, apply_feed, build, listing
+from tests.waiting import wait_until
+
+
+class Cluster(Command):
+    """`strandline …` beside processes of its own; no state folder."""
+
+    processes: dict[str, Running]
+
+    def argv(self, *words: str | bytes) -> list[str | bytes]:
+        return [STRANDLINE, *words]
+
+
+@pytest.fixture
+def cluster(postgres_url: str, own_redis, tmp_path: Path) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        broker: RedisServer = stack.enter_context(own_redis())
+        env = {
+            "STRANDLINE_DATABASE_URL": postgres_url, "STRANDLINE_REDIS_URL": broker.url,
+            "STRANDLINE_STATE_DIR": str(tmp_path / "never made"), "STRANDLINE_TICK_S": "0.5",
+        }  # fmt: skip
+        cluster = Cluster(tmp_path / "unused", env)
+        done = cluster.run("migrate")
+        assert done.returncode == 0, done.stderr
+        cluster.processes = {
+            name: stack.enter_context(start([STRANDLINE, *words], env={**os.environ, **env}))
+            for name, words in {"worker": ["worker", "--workers", "2"], "beat": ["beat"]}.items()
+        }
+        assert cluster.processes["worker"].stderr.wait_for(b"ready", 30)
+        yield cluster
+        assert not (tmp_path / "never made").exists()
+
+
+def test_the_29_scenarios_on_postgresql(cluster: Cluster, tmp_path: Path) -> None:
+    root, outside = os.fsencode(tmp_path / "root"), os.fsencode(tmp_path / "outside")
+    os.mkdir(outside)
+    scenarios.setup_all(root, outside)
+    assert cluster.run("tenant", "add", "all", os.fsdecode(root)).returncode == 0
+    [first] = cluster.json("enqueue", "all", "--wait")
+    before = listing(root)
+    assert cluster.index("all") == before
+
+    scenarios.do_all(root, outside)
+    cluster.json("enqueue", "all", "--wait")
+
+    after = listing(root)
+    assert cluster.index("all") == after
+    assert each_change_once(cluster.feed("all")) and apply_feed(cluster.feed("all")) == after
+    assert apply_feed(cluster.feed("all", since=first["cursor"]), before) == after
+
+
+def test_beat_and_the_worker_do_what_was_only_asked_for(cluster: Cluster, tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path / "root")
+    build(root, Dir({b"f": File(b"1"), b"d": Dir({b"g": File(b"2")})}))
+    assert cluster.run("tenant", "add", "notes", os.fsdecode(root), "--interval", "1").returncode == 0
+
+    wait_until(lambda: cluster.index("notes") == listing(root), 30, "the schedule has scanned")
+
+    assert cluster.json("scans", "notes")[0]["trigger"] == "schedule"
+    [status] = cluster.json("status")
+    assert [worker["processes"] for worker in status["workers"]] == [2]
+
+
+def test_a_worker_ends_on_term_and_takes_its_pool_along_when_killed(cluster: Cluster) -> None:
+    worker, beat = cluster.processes["worker"], cluster.processes["beat"]
+    beat.send(signal.SIGTERM)
+    assert beat.wait(10).returncode == 0
+    worker.send(signal.SIGKILL)
+    worker.wait(10)
+    assert worker.wait_gone(5) == set()
+
+
+def test_processes_refuse_to_run_without_addresses_or_on_another_schema(
+    cluster: Cluster, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    with postgres_server.database() as empty:
+        cluster.env = {**cluster.env, "STRANDLINE_DATABASE_URL": empty}
+        done = cluster.run("worker")
+        assert done.returncode == 2 and "strandline migrate" in done.stderr and "Traceback" not in done.stderr
+    cluster.env = {"STRANDLINE_STATE_DIR": str(tmp_path / "never made")}
+    done = cluster.run("worker")
+    assert done.returncode == 2 and "STRANDLINE_DATABASE_URL" in done.stderr
