@@ -191,3 +191,12 @@ def test_the_state_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("XDG_DATA_HOME", os.fspath(tmp_path))
 
     assert settings.load().state_dir == os.fspath(tmp_path / "strandline")
+
+
+@pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if field.annotation is float])
+def test_no_time_is_without_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = settings.PREFIX + name.upper()
+    monkeypatch.setenv(variable, "inf")
+
+    with pytest.raises(UsageError, match=variable):
+        settings.load()
