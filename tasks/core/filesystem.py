@@ -159,8 +159,9 @@ class Tree:
             raise self._refusal(components, at, OSError(errno.EXDEV, "")) from None
         if at >= OPEN_DIRECTORIES:
             name, oldest = self._open[at - OPEN_DIRECTORIES]
-            os.close(oldest)
-            self._open[at - OPEN_DIRECTORIES] = (name, -1)
+            if oldest >= 0:  # closed already where the walk went up and comes down again
+                os.close(oldest)
+                self._open[at - OPEN_DIRECTORIES] = (name, -1)
 
     @staticmethod
     def _refusal(components: list[bytes], at: int, error: OSError) -> Exception:
