@@ -354,3 +354,31 @@ def test_an_error_while_opening_is_told_with_its_path(root: bytes, code: int, mo
         assert tree.directory(b"a/b") >= 0
 
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_directory_that_opens_but_cannot_be_told_of_is_unreadable(
+    root: bytes, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(root, Dir({b"a": Dir({b"b": Dir()})}))
+    before = open_descriptors()
+
+    with Tree(root) as tree:
+        monkeypatch.setattr(filesystem.os, "fstat", refusing(os.fstat, code))
+        with pytest.raises(Unreadable) as refused:
+            tree.directory(b"a")
+        assert (refused.value.path, refused.value.error) == (b"a", os.strerror(code).lower())
+        assert os.listdir(tree.directory(b"a/b")) == []
+
+    assert open_descriptors() == before
+
+
+def test_a_root_that_opens_but_cannot_be_told_of_is_unreadable(root: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(root, Dir())
+    before = open_descriptors()
+    monkeypatch.setattr(filesystem.os, "fstat", refusing(os.fstat, errno.EIO))
+
+    with pytest.raises(Unreadable, match="input/output error"):
+        Tree(root)
+
+    assert open_descriptors() == before
