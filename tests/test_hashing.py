@@ -245,6 +245,41 @@ def test_no_digest_mixes_two_versions_wherever_the_writer_strikes(place: Place) 
         assert found.digest == sha(OLD if strike > 3 else b"n" * SIZE), strike
 
 
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_digest_that_took_a_second_try_is_looked_at_again(place: Place, write: Callable[[Path], None]) -> None:
+    """Its stamps are later than the listing: a writer that goes on may leave the same ones."""
+    listed = place.write(OLD)
+    trees.next_tick(os.fsencode(place.folder))
+
+    assert place.hash(listed, once(lambda: write(place.folder / "f"))).unsettled == Unsettled.RACY
+
+
+def test_stores_through_a_map_during_both_tries_never_give_a_torn_digest(place: Place) -> None:
+    """The first store moves the time and makes the page writable: without a second flush, no later store moves it."""
+    # given
+    if not on_a_disk(place.folder):
+        pytest.skip("needs ext4, xfs or btrfs under the temporary folder")
+    place.write(OLD)
+    listed = place.entry()
+    chunks = 0
+    with (place.folder / "f").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+
+        def store(_: int) -> None:
+            nonlocal chunks
+            chunks += 1
+            if chunks in (1, 3 + 2):
+                trees.next_tick(os.fsencode(place.folder))
+                mapped[0:1] = b"%d" % chunks
+
+        # when
+        found = place.hash(listed, store)
+
+        # then: the third try had rest
+        assert chunks == 3 * 3
+        assert found.digest == sha(mapped[:])
+        assert found.entry == place.entry()
+
+
 # ---- When something else is there
 
 

@@ -82,17 +82,20 @@ class Hasher:
         if not is_regular(fd):
             return Hashed(None)
         fresh = max(listed.mtime_ns, listed.ctime_ns) > now_ns - FRESH_NS
-        flushed = not fresh or self._flush(fd)
+        unsettled: Unsettled | None = None
         expected = listed
         for _ in range(TRIES):
+            if fresh and not self._flush(fd):
+                unsettled = Unsettled.FSYNC_BUDGET
             digest, count = self._stream(fd, expected.size)
             # As it was when it was listed, and all of it read: then nothing moved from the listing until now.
             found = entry_of(fd, listed.name)
             if found == expected and count == expected.size:
-                return Hashed(found, digest, None if flushed else Unsettled.FSYNC_BUDGET)
+                return Hashed(found, digest, unsettled)
             if found is None:
                 return Hashed(None)
-            expected = found
+            # Somebody is writing: flush again, for what a map has dirtied moves no time, and look again next time.
+            expected, fresh, unsettled = found, True, Unsettled.RACY
             os.lseek(fd, 0, os.SEEK_SET)
         return Hashed(expected, unsettled=Unsettled.UNSTABLE)
 
