@@ -125,10 +125,17 @@ def test_a_root_that_may_not_be_listed_is_refused(place: Path) -> None:
     def ask() -> None:
         for path in ("closed", "closed/in"):
             assert refusal(place / path) == (
-                f"root '{place}/{path}' cannot be read: permission denied; see that it may be listed"
+                f"root '{place}/{path}' cannot be read: permission denied; see that it may be listed and entered"
             )
 
     as_nobody(ask)
+
+
+def test_a_root_that_may_be_listed_but_not_entered_is_refused(place: Path) -> None:
+    (place / "closed").mkdir()
+    os.chmod(place / "closed", 0o444)
+
+    as_nobody(lambda: refusal(place / "closed"))
 
 
 def test_with_allowed_folders_only_what_lies_in_them_is_taken(place: Path) -> None:
