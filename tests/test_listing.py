@@ -395,7 +395,6 @@ def test_inodes_beyond_63_bits_become_the_signed_number_that_a_database_holds(in
     assert told([entry(inode=inode, type="dir")], SEED).children == [(b"f", kept)]
 
 
-@pytest.mark.needs("root")
 @pytest.mark.skipif(not os.access(SHARED_MEMORY, os.W_OK), reason="needs a writable tmpfs")
 def test_a_real_file_of_the_year_9999_and_one_of_1960_are_listed_and_looked_at_alike() -> None:
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:

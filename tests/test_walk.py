@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ def place() -> Iterator[bytes]:
     folder = tempfile.mkdtemp(prefix=b"strandline-")
     os.chmod(folder, 0o755)
     yield folder
+    # What a test closed, its owner cannot remove unless he is root.
+    subprocess.run([b"chmod", b"-R", b"u+rwX", b"--", folder], check=True)
     trees.remove(folder)
 
 
