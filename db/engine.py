@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from db.clock import sqlite_clock
@@ -75,6 +76,13 @@ def _postgresql(url: str, pool_size: int) -> Engine:
             "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
         },
     )  # fmt: skip
+
+
+def disk_full(error: DBAPIError) -> bool:
+    """Did a statement fail for want of room, so that trying again soon does not help?"""
+    if getattr(error.orig, "sqlstate", None) == "53100":  # PostgreSQL's disk_full
+        return True
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 @contextmanager

@@ -83,9 +83,13 @@ class Session:
             if scan.state in ENDED:
                 return scan
             now_s = time.monotonic()
-            if show is not None and now_s - shown_s > SHOW_EVERY_S:
+            if now_s - shown_s > SHOW_EVERY_S:
                 shown_s = now_s
-                show(Seen(scan, progress.read(self._redis, scan_id), tenant.watermark_files))
+                error = progress.read_error(self._redis, scan_id)
+                if error is not None:
+                    raise StrandlineError(f"the scan of {tenant.name} cannot go on: {error}")
+                if show is not None:
+                    show(Seen(scan, progress.read(self._redis, scan_id), tenant.watermark_files))
             if now_s - ticked_s > self._settings.tick_s:
                 ticked_s = now_s
                 self.tick()

@@ -9,7 +9,7 @@ from celery import current_app, shared_task
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import changes, scans, schema, shards, tenants, tree, vanished
+from db import changes, scans, shards, tenants, tree, vanished
 from db.engine import writing
 from db.scans import Scan
 from db.tenants import Tenant
@@ -17,7 +17,8 @@ from db.types import Kind, LeaseLost, ScanState
 from db.vanished import GoneFile
 from tasks.app import Runtime, nudge
 from tasks.lease import Holder
-from tasks.scan_shard import RETRY_DELAY_S, peak_memory_bytes
+from tasks.scan_shard import peak_memory_bytes
+from tasks.trouble import database_failed
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,7 @@ def finish(scan_id: str) -> None:
         log.warning("tenant %s: %s", tenant.name, error)
         return
     except DBAPIError as error:
-        log.error("tenant %s, finish: %s", tenant.name, schema.unusable(runtime.engine, error))
-        with writing(runtime.engine) as connection:
-            shards.release(connection, lease, delay_s=RETRY_DELAY_S, error=str(error.orig))
+        database_failed(runtime, lease, error)
     nudge(current_app)
 
 
@@ -72,7 +71,8 @@ def _delete(holder: Holder, scan: Scan) -> None:
         while True:
             with holder.flush(reserve=BATCH) as (connection, first):
                 gone = find(connection, scan, BATCH)
-                _delete_files(connection, scan, gone, first)
+                if gone:
+                    _delete_files(connection, scan, gone, first)
             if not gone:
                 break
     while True:

@@ -168,7 +168,7 @@ class Pipeline:
         """Compare a directory with its rows, hash what differs, and put all that into the batch."""
         known = todo.known
         files, children = {}, {}
-        if known.listed is not None:
+        if todo.row is None:  # born in this very attempt it has no rows yet; a dead attempt may have left some
             with reading(self._engine) as connection:
                 files = dict(tree.files_of(connection, self._tenant.id, known.id))
                 children = dict(tree.children_of(connection, self._tenant.id, known.id))

@@ -8,7 +8,7 @@ import resource
 from celery import current_app, shared_task
 from sqlalchemy.exc import DBAPIError
 
-from db import scans, schema, shards, tenants, tree
+from db import scans, shards, tenants, tree
 from db.engine import writing
 from db.scans import Scan
 from db.tenants import Tenant
@@ -20,12 +20,12 @@ from tasks.frontier import Frontier
 from tasks.lease import Holder
 from tasks.pipeline import Pipeline
 from tasks.redis.progress import Progress
+from tasks.trouble import database_failed, give_back
 
 log = logging.getLogger(__name__)
 
 # Directories left over are shared out among at most so many new shards: the work spreads by itself.
 FAN_OUT = 4
-RETRY_DELAY_S = 2.0
 
 
 @shared_task(name="strandline.scan_shard")
@@ -46,10 +46,9 @@ def scan_shard(scan_id: str, number: int) -> None:
     except filesystem.Unreadable as error:
         fail(runtime, scan, f"{error.operation} of tenant {tenant.name!r}: {error.error}")
     except StaleDirectory as error:
-        _give_back(runtime, lease, str(error))
+        give_back(runtime, lease, str(error))
     except DBAPIError as error:
-        log.error("tenant %s, shard %s: %s", tenant.name, number, schema.unusable(runtime.engine, error))
-        _give_back(runtime, lease, str(error.orig))
+        database_failed(runtime, lease, error)
     nudge(current_app)
 
 
@@ -94,11 +93,6 @@ def fail(runtime: Runtime, scan: Scan, error: str) -> None:
     log.error("scan %s fails: %s", scan.id, error)
     with writing(runtime.engine) as connection:
         shards.end_early(connection, scan.id, ScanState.FAILED, error)
-
-
-def _give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
-    with writing(runtime.engine) as connection:
-        shards.release(connection, lease, delay_s=RETRY_DELAY_S, error=error)
 
 
 def peak_memory_bytes() -> int:

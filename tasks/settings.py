@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     roots: str = Field("", description="folders under which tenant roots may lie, separated by ':'; empty: anywhere")
     workers: int = Field(0, ge=0, le=256, description="processes of one worker; 0: as many as processors")
     hash_chunk_bytes: int = Field(65536, ge=4096, le=64 << 20, description="bytes read at a time while hashing")
-    shard_entries: int = Field(20_000, ge=1, description="entries after which a shard hands on the rest of its work")
+    shard_entries: int = Field(50_000, ge=1, description="entries after which a shard hands on the rest of its work")
     shard_bytes: int = Field(512 << 20, ge=1, description="hashed bytes after which a shard hands on the rest")
     shard_seconds: float = Field(15.0, gt=0, description="seconds after which a shard hands on the rest")
     lease_s: float = Field(60.0, ge=1, description="seconds without a sign of progress after which a shard is given on")

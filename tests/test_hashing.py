@@ -95,7 +95,7 @@ def test_the_digest_is_that_of_the_content_at_every_size(place: Place, size: int
 
     assert found == Hashed(listed, DIGESTS[algorithm](content))
     assert sum(told) == size
-    assert all(0 < one <= CHUNK for one in told)
+    assert all(0 <= one <= CHUNK for one in told)
 
 
 def test_one_hasher_hashes_many_files_and_mixes_none(place: Place) -> None:
@@ -234,10 +234,10 @@ def test_no_digest_mixes_two_versions_wherever_the_writer_strikes(place: Place) 
         trees.next_tick(os.fsencode(place.folder))
         chunk = 0
 
-        def progress(_: int, strike: int = strike) -> None:
+        def progress(count: int, strike: int = strike) -> None:
             nonlocal chunk
-            chunk += 1
-            if chunk == strike:
+            chunk += count > 0
+            if count > 0 and chunk == strike:
                 rewritten(place.folder / "f")
 
         found = place.hash(listed, progress)
@@ -264,10 +264,10 @@ def test_stores_through_a_map_during_both_tries_never_give_a_torn_digest(place: 
     chunks = 0
     with (place.folder / "f").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
 
-        def store(_: int) -> None:
+        def store(count: int) -> None:
             nonlocal chunks
-            chunks += 1
-            if chunks in (1, 3 + 2):
+            chunks += count > 0
+            if count > 0 and chunks in (1, 3 + 2):
                 trees.next_tick(os.fsencode(place.folder))
                 mapped[0:1] = b"%d" % chunks
 

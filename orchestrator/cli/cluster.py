@@ -53,9 +53,15 @@ def status(state: str | None, as_json: bool) -> None:
 
 
 def _workers(settings: all_settings.Settings) -> list[dict[str, Any]]:
+    from kombu.exceptions import OperationalError
+
     from tasks.app import make_app
 
-    stats = make_app(settings).control.inspect(timeout=INSPECT_S).stats() or {}
+    try:
+        stats = make_app(settings).control.inspect(timeout=INSPECT_S).stats() or {}
+    except OperationalError as error:
+        click.echo(f"strandline: the broker does not answer, so no worker can be seen: {error}", err=True)
+        stats = {}
     return [
         {"name": name, "processes": found.get("pool", {}).get("max-concurrency"), "pid": found.get("pid")}
         for name, found in sorted(stats.items())

@@ -39,7 +39,7 @@ def settings_of(state: str | None, **given: Any) -> Settings:
 
 @contextmanager
 def database(settings: Settings) -> Iterator[Engine]:
-    """The database that a command talks to, its schema checked; the driver's errors become sentences."""
+    """The database that a command talks to, its schema checked."""
     url = settings.database_url
     if not url:
         state = StateFolder(settings.state_dir)
@@ -51,11 +51,19 @@ def database(settings: Settings) -> Iterator[Engine]:
             schema.migrate(engine)
         else:
             schema.require_current(engine)
-        yield engine
-    except DBAPIError as error:
-        raise schema.unusable(engine, error) from error
+        with spoken(engine):
+            yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def spoken(engine: Engine) -> Iterator[None]:
+    """The driver's errors become sentences."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise schema.unusable(engine, error) from error
 
 
 def print_json(document: Any) -> None:

@@ -51,7 +51,7 @@ def worker(workers: int | None, queues: str | None, level: str) -> None:
         raise UsageError(f"unknown queue {unknown[0]!r}: use {', '.join(QUEUES)}")
     app = _app(settings)
     roles.preload()
-    roles.worker(app, processes=workers or default_workers(settings), events=True, level=level, queues=queues)
+    roles.worker(app, processes=workers or default_workers(settings), serving=True, level=level, queues=queues)
 
 
 @click.command()

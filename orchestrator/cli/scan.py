@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,7 @@ import click
 from db import scans, tenants
 from db.engine import reading
 from db.types import ScanState, StrandlineError, UsageError
-from orchestrator.cli.common import json_option, path_bytes, print_json, settings_of, state_option
+from orchestrator.cli.common import json_option, path_bytes, print_json, settings_of, spoken, state_option
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.documents import scan_document
 from orchestrator.roots import checked_root
@@ -53,14 +54,11 @@ def scan(path: str, name: str | None, full: bool, algorithm: str | None, workers
         check_name(name)
     if algorithm is not None:
         check_algorithm(algorithm)
-    with session(settings) as talking:
-        tenant = talking.tenant_for(root, name, algorithm)
-        scan_id = talking.ask(tenant, full=full)
-        ended = _follow(talking, scan_id)
-        with reading(talking.engine) as connection:
-            document = scan_document(connection, ended, tenant.name)
-        _report(document, as_json)
-    sys.exit(exit_code(document))
+
+    def ask(talking: Session) -> str:
+        return talking.ask(talking.tenant_for(root, name, algorithm), full=full)
+
+    sys.exit(exit_code(_to_end(settings, ask, as_json)))
 
 
 @click.command()
@@ -75,24 +73,21 @@ def enqueue(name: str, full: bool, wait: bool, state: str | None, as_json: bool)
     \b
     Example: strandline enqueue notes --wait
     """
-    settings = settings_of(state)
-    with session(settings) if wait else asking(settings) as talking:
+
+    def ask(talking: Session) -> str:
         with reading(talking.engine) as connection:
             tenant = tenants.get(connection, name)
-        scan_id = talking.ask(tenant, full=full)
-        if wait:
-            _follow(talking, scan_id)
-        with reading(talking.engine) as connection:
-            found = scans.get(connection, scan_id)
-            assert found is not None
-            document = scan_document(connection, found, name)
-        if wait:
-            _report(document, as_json)
-        elif as_json:
-            print_json(document)
-        else:
-            click.echo(f"{name}: scan {scan_id} is {document['state']}")
-    sys.exit(exit_code(document) if wait else 0)
+        return talking.ask(tenant, full=full)
+
+    settings = settings_of(state)
+    if wait:
+        sys.exit(exit_code(_to_end(settings, ask, as_json)))
+    with asking(settings) as talking:
+        document = _document(talking, ask(talking))
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(f"{name}: scan {document['scan']} is {document['state']}")
 
 
 @click.command()
@@ -116,22 +111,48 @@ def cancel(scan_id: str, state: str | None) -> None:
         click.echo(f"scan {scan_id} is being cancelled")
 
 
-def _follow(talking: Session, scan_id: str) -> scans.Scan:
+def _to_end(settings: Settings, ask: Callable[[Session], str], as_json: bool) -> dict[str, Any]:
+    """Ask for a scan, wait for its end, and say what it found. Where the stack that we joined stops meanwhile, we
+    become the stack ourselves and carry the scan on.
+    """
+    # TERM ends it as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    scan_id: str | None = None
+    while True:
+        with session(settings) as talking:
+            try:
+                if scan_id is None:
+                    scan_id = ask(talking)
+                talking.tick()
+                _follow(talking, scan_id)
+            except StackGone:
+                continue
+            document = _document(talking, scan_id)
+            if as_json:
+                print_json(document)
+            else:
+                summary(document)
+            sys.stdout.flush()  # before the stack is stopped: who reads this need not wait for that
+            return document
+
+
+def _follow(talking: Session, scan_id: str) -> None:
     """Wait with progress on the terminal. Interrupted, the scan is cancelled before that goes on."""
     try:
         with progress_line() as line:
-            return talking.wait(scan_id, line.show if line.active else None)
+            talking.wait(scan_id, line.show if line.active else None)
     except KeyboardInterrupt:
         talking.cancel_and_wait(scan_id, CANCEL_WITHIN_S)
         raise
 
 
-def _report(document: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        summary(document)
-    sys.stdout.flush()  # before the stack is stopped: who reads this need not wait for that
+def _document(talking: Session, scan_id: str) -> dict[str, Any]:
+    with reading(talking.engine) as connection:
+        scan = scans.get(connection, scan_id)
+        tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
+        if scan is None or tenant is None:
+            raise StrandlineError(f"scan {scan_id} is gone: its tenant was removed")
+        return scan_document(connection, scan, tenant.name)
 
 
 def exit_code(document: dict[str, Any]) -> int:
@@ -148,26 +169,43 @@ def session(settings: Settings) -> Iterator[Session]:
         return
     state = StateFolder(settings.state_dir)
     if not state.lock():
-        with asking(joined(settings, _await_running(state))) as talking:
-            yield talking
-        return
+        running = _await_running(state)
+        if running is not None:
+            with asking(joined(settings, running), lambda seconds: _pause(seconds, state)) as talking:
+                yield talking
+            return
     workers = default_workers(settings)
     with running_stack(settings, state, workers=workers, full=False, piped=False) as stack:
-        yield Session(stack.app, stack.settings, stack.pump)
+        talking = Session(stack.app, stack.settings, stack.pump)
+        with spoken(talking.engine):
+            yield talking
 
 
-def _await_running(state: StateFolder) -> Running:
+def _await_running(state: StateFolder) -> Running | None:
+    """The stack that runs, once it is ready; None where it has ended meanwhile and the folder is ours now."""
     deadline = time.monotonic() + JOIN_WITHIN_S
     while time.monotonic() < deadline:
         running = state.running()
         if running is not None:
             return running
+        if state.lock():
+            return None
         time.sleep(0.05)
     raise StrandlineError(f"a stack is starting or stopping on {state.path}, and did not get ready; try again")
 
 
+class StackGone(Exception):
+    """The stack that this command had joined has ended."""
+
+
+def _pause(seconds: float, state: StateFolder) -> None:
+    time.sleep(seconds)
+    if state.running() is None:
+        raise StackGone
+
+
 @contextmanager
-def asking(settings: Settings) -> Iterator[Session]:
+def asking(settings: Settings, pump: Callable[[float], None] = time.sleep) -> Iterator[Session]:
     """A session that starts nothing: on the cluster that is configured, or the stack that runs on the state folder."""
     from db import schema
 
@@ -184,6 +222,7 @@ def asking(settings: Settings) -> Iterator[Session]:
     engine = app.runtime.engine
     schema.require_current(engine)
     try:
-        yield Session(app, settings, time.sleep)
+        with spoken(engine):
+            yield Session(app, settings, pump)
     finally:
         engine.dispose()

@@ -12,7 +12,7 @@ from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ScanState, UsageError
-from orchestrator.cli.common import path_bytes, settings_of, state_option
+from orchestrator.cli.common import path_bytes, settings_of, spoken, state_option
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.cli.scan import CANCEL_WITHIN_S
 from orchestrator.documents import scan_document
@@ -39,13 +39,18 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
     if once and not roots:
         raise UsageError("--once needs a --dir to scan")
     folder = StateFolder(settings.state_dir)
-    if not folder.lock():
+    if not folder.lock(patience_s=0.5):
         running = folder.running()
         who = f" (process {running.pid})" if running is not None else ""
         raise UsageError(f"a stack runs already on {folder.path}{who}; stop it, or choose another --state")
     # TERM ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with running_stack(settings, folder, workers=default_workers(settings), full=True, piped=True, host=host) as stack:
+    with (
+        running_stack(
+            settings, folder, workers=default_workers(settings), full=True, piped=True, host=host
+        ) as stack,
+        spoken(stack.app.runtime.engine),
+    ):  # fmt: skip
         sys.exit(_serve(stack, roots, once))
 
 

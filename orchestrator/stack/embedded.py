@@ -55,8 +55,7 @@ class Stack:
         self._prepare_database()
         if embedded:
             broker.wait(self._socket, self._children["broker"])
-        level = "INFO" if full else "WARNING"
-        self._role("worker", lambda: roles.worker(self.app, processes=workers, events=full, level=level))
+        self._role("worker", lambda: roles.worker(self.app, processes=workers, serving=full, level="WARNING"))
         if full:
             port = free_port(host, FLOWER_PORT)
             self.flower = f"http://{host}:{port}"

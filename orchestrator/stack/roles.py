@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import sys
 import warnings
 from typing import Any
@@ -23,8 +25,11 @@ def preload() -> None:
     import tasks.scan_shard  # noqa: F401
 
 
-def worker(app: App, *, processes: int, events: bool, level: str, queues: str | None = None) -> None:
-    """A worker with a prefork pool. Its children die with it, also by kill -9."""
+def worker(app: App, *, processes: int, serving: bool, level: str, queues: str | None = None) -> None:
+    """A worker with a prefork pool. Its children die with it, also by kill -9.
+
+    `serving`: somebody watches, so that it sends events and logs a line a scan.
+    """
     main = os.getpid()
     # It warns of root because of pickle; messages here are JSON and hold ids only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
@@ -33,9 +38,16 @@ def worker(app: App, *, processes: int, events: bool, level: str, queues: str | 
     def tie(**_: Any) -> None:
         die_with_parent(main)
 
+    @signals.after_setup_logger.connect(weak=False)
+    def say_what_we_do(**_: Any) -> None:
+        # A line a scan is wanted where Celery's own line for every message is not.
+        for name in ("tasks", "orchestrator"):
+            logging.getLogger(name).setLevel(logging.INFO if serving else logging.WARNING)
+
     chosen = app.Worker(
-        concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES), hostname="worker@%h",
-        task_events=events, without_mingle=True, without_gossip=True, without_heartbeat=not events, quiet=True,
+        concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES),
+        hostname=f"worker@{socket.gethostname()}", task_events=serving, quiet=True,
+        without_mingle=True, without_gossip=True, without_heartbeat=not serving,
     )  # fmt: skip
     chosen.start()
     sys.exit(chosen.exitcode or 0)
@@ -49,4 +61,4 @@ def beat(app: App, *, level: str) -> None:
 
 def flower(app: App, *, host: str, port: int) -> None:
     """Flower on an address of ours."""
-    app.start(argv=["flower", f"--address={host}", f"--port={port}", "--logging=warning"])
+    app.start(argv=["flower", f"--address={host}", f"--port={port}", "--logging=error"])

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,8 +63,19 @@ class StateFolder:
         """The embedded database."""
         return f"sqlite:///{self.path / 'strandline.db'}"
 
-    def lock(self) -> bool:
-        """Become the only stack on this folder; False where there is one. Held until the last process of ours ends."""
+    def lock(self, patience_s: float = 0.0) -> bool:
+        """Become the only stack on this folder; False where there is one. Held until the last process of ours ends.
+
+        With some patience, a command that only looked whether there is one is not taken for one.
+        """
+        deadline = time.monotonic() + patience_s
+        while not self._try_lock():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _try_lock(self) -> bool:
         try:
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

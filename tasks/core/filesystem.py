@@ -72,7 +72,7 @@ def name_bytes(name: str) -> bytes:
 
 def saturate(value: int) -> int:
     """The nearest signed 64-bit integer; years beyond 2262 do not fit in nanoseconds."""
-    return max(-_INT64, min(_INT64 - 1, value))
+    return value if -_INT64 <= value < _INT64 else max(-_INT64, min(_INT64 - 1, value))
 
 
 def signed(inode: int) -> int:
@@ -186,6 +186,18 @@ def entry_of(fd: int, name: bytes) -> Entry | None:
     """The entry of an open file as it is now; None where it is not a regular file."""
     found = os.fstat(fd)
     return _entry(name, found, None) if stat.S_ISREG(found.st_mode) else None
+
+
+def unchanged(fd: int, entry: Entry) -> bool:
+    """Has an open file still the stat of its entry?"""
+    found = os.fstat(fd)
+    return (
+        found.st_size == entry.size
+        and saturate(found.st_mtime_ns) == entry.mtime_ns
+        and saturate(found.st_ctime_ns) == entry.ctime_ns
+        and signed(found.st_ino) == entry.inode
+        and stat.S_ISREG(found.st_mode)
+    )
 
 
 def is_regular(fd: int) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from blake3 import blake3
 
 from db.types import Unsettled
-from tasks.core.filesystem import Entry, entry_of, explain, is_regular, look, open_file
+from tasks.core.filesystem import Entry, entry_of, explain, is_regular, look, open_file, unchanged
 
 # A file that moves while it is read is read again so many times; then it is left to the next scan.
 TRIES = 3
@@ -33,7 +33,7 @@ class Digest(Protocol):
         """The digest of all bytes so far."""
 
 
-ALGORITHMS: dict[str, Callable[[], Digest]] = {"sha256": sha256, "blake3": blake3}
+ALGORITHMS: dict[str, Callable[[memoryview], Digest]] = {"sha256": sha256, "blake3": blake3}
 
 
 class Hashed(NamedTuple):
@@ -81,21 +81,20 @@ class Hasher:
     def _hash_open(self, fd: int, listed: Entry, now_ns: int) -> Hashed:
         if not is_regular(fd):
             return Hashed(None)
-        fresh = max(listed.mtime_ns, listed.ctime_ns) > now_ns - FRESH_NS
+        fresh = listed.ctime_ns > now_ns - FRESH_NS or listed.mtime_ns > now_ns - FRESH_NS
         unsettled: Unsettled | None = None
-        expected = listed
+        expected: Entry | None = listed
         for _ in range(TRIES):
+            if expected is None:
+                return Hashed(None)
             if fresh and not self._flush(fd):
                 unsettled = Unsettled.FSYNC_BUDGET
-            digest, count = self._stream(fd, expected.size)
+            digest, count = self._read(fd, expected.size)
             # As it was when it was listed, and all of it read: then nothing moved from the listing until now.
-            found = entry_of(fd, listed.name)
-            if found == expected and count == expected.size:
-                return Hashed(found, digest, unsettled)
-            if found is None:
-                return Hashed(None)
+            if count == expected.size and unchanged(fd, expected):
+                return Hashed(expected, digest, unsettled)
             # Somebody is writing: flush again, for what a map has dirtied moves no time, and look again next time.
-            expected, fresh, unsettled = found, True, Unsettled.RACY
+            expected, fresh, unsettled = entry_of(fd, listed.name), True, Unsettled.RACY
             os.lseek(fd, 0, os.SEEK_SET)
         return Hashed(expected, unsettled=Unsettled.UNSTABLE)
 
@@ -109,19 +108,19 @@ class Hasher:
             return True  # a file system that cannot flush: nothing more can be done
         return True
 
-    def _stream(self, fd: int, size: int) -> tuple[bytes, int]:
-        hasher = self._new()
-        count = dropped = 0
-        # One byte more than it should have is enough to know that it grew.
-        while count <= size:
+    def _read(self, fd: int, size: int) -> tuple[bytes, int]:
+        """The digest of what is there, and how many bytes that was: one more than `size` is enough to know it grew."""
+        got = os.readv(fd, (self._view,))
+        self._progress(got)
+        if got <= size < self._chunk_bytes:
+            return self._new(self._view[:got]).digest(), got
+        hasher = self._new(self._view[:got])
+        count, dropped = got, 0
+        while got > 0 and count <= size:
             got = os.readv(fd, (self._view,))
-            if got == 0:
-                break
             hasher.update(self._view[:got])
             count += got
             self._progress(got)
-            if count == size and got < self._chunk_bytes:
-                break  # a short read at the expected end; the stat that follows tells if it grew
             if count - dropped >= DROP_CACHE_BYTES:
                 os.posix_fadvise(fd, dropped, count - dropped, os.POSIX_FADV_DONTNEED)
                 dropped = count

@@ -85,6 +85,7 @@ def _list_once(fd: int, seed: Seed) -> Listing:
     files, children = listing.files, listing.children
     total = size_total = other = 0
     salt, use_ctime, use_inode = seed.salt, seed.ctime, seed.inode
+    new = tuple.__new__  # what Entry(…) ends in, without the call on the way
     with os.scandir(fd) as entries:
         for found in entries:
             name = name_bytes(found.name)
@@ -117,7 +118,7 @@ def _list_once(fd: int, seed: Seed) -> Listing:
                     record = _FILE(kind, size, mtime, ctime if use_ctime else 0, inode if use_inode else 0) + name
                 if target is not None:
                     record += b"\0" + target
-                files.append(Entry(name, type_, size, mtime, ctime, signed(inode), target))
+                files.append(new(Entry, (name, type_, size, mtime, ctime, signed(inode), target)))
             total += int.from_bytes(blake2b(record, digest_size=16, salt=salt).digest(), "big")
     listing.other, listing.size = other, size_total
     listing.fingerprint = (total & _MASK).to_bytes(FINGERPRINT_BYTES, "big")

@@ -58,3 +58,20 @@ def read(client: redis.Redis, scan_id: str) -> dict[str, int]:
     except redis.RedisError:
         found = {}
     return {name: int(found.get(name.encode(), 0)) for name in FIELDS}
+
+
+def tell_error(client: redis.Redis, scan_id: str, sentence: str) -> None:
+    """Say why a scan cannot go on, to whoever waits for it; as well as it can be said."""
+    try:
+        client.hset(keys.progress(scan_id), "error", sentence)
+    except redis.RedisError as error:
+        log.warning("nobody could be told of it: Redis answers %s", error)
+
+
+def read_error(client: redis.Redis, scan_id: str) -> str | None:
+    """What was said by `tell_error`, if anything."""
+    try:
+        found: Any = client.hget(keys.progress(scan_id), "error")
+    except redis.RedisError:
+        return None
+    return None if found is None else bytes(found).decode()

@@ -1,0 +1,61 @@
+"""The command as people use it: run in a process of its own, its answers read as JSON."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests import processes, trees
+
+STRANDLINE = str(Path(sys.executable).with_name("strandline"))
+
+
+@dataclass
+class Command:
+    """`strandline … --state STATE`, with an environment of its own."""
+
+    state: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def argv(self, *words: str | bytes) -> list[str | bytes]:
+        return [STRANDLINE, *words, "--state", str(self.state)]
+
+    def run(self, *words: str | bytes, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*words), env={**os.environ, **self.env}, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=timeout_s, errors="surrogateescape",
+        )  # fmt: skip
+
+    def start(self, *words: str | bytes) -> processes.Running:
+        return processes.start(self.argv(*words), env={**os.environ, **self.env})
+
+    def json(self, *words: str | bytes, status: int = 0) -> list[dict]:
+        done = self.run(*words, "--json")
+        assert done.returncode == status, f"exit {done.returncode}: {done.stdout[-500:]} {done.stderr[-2000:]}"
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def scan(self, root: bytes | Path, *words: str, status: int = 0) -> dict:
+        [document] = self.json("scan", os.fsencode(root), *words, status=status)
+        return document
+
+    def index(self, tenant: str) -> trees.State:
+        return trees.index(self.json("files", tenant))
+
+    def feed(self, tenant: str, since: str | None = None) -> list[dict]:
+        return self.json("changes", tenant, *(["--since", since] if since else []))
+
+
+def each_change_once(feed: list[dict]) -> bool:
+    """At most one change a path and scan, and cursors that never repeat."""
+    paths = [(change["fence"], trees.exact(change, "path")) for change in feed]
+    cursors = [change["cursor"] for change in feed]
+    return len(set(paths)) == len(paths) and len(set(cursors)) == len(cursors)
+
+
+def tmpfs_folder() -> str | None:
+    """A folder in memory that can be written to."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 64 << 20 else None

@@ -1,0 +1,141 @@
+"""Starting and stopping: nothing of ours outlives its parent, and what was cut off is carried on."""
+
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import trees
+from tests.command import Command, each_change_once
+from tests.trees import Dir, File, apply_feed, build, listing
+from tests.waiting import wait_until
+
+MANY = (500, 100)  # folders, files in each
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Command:
+    return Command(tmp_path / "state")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
+    root = os.fsencode(tmp_path_factory.mktemp("many"))
+    trees.make_many(root, *MANY)
+    yield root
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> bytes:
+    root = os.fsencode(tmp_path / "small")
+    build(root, Dir({b"a": Dir({b"f": File(b"1")}), b"g": File(b"2")}))
+    return root
+
+
+def files_in(state: Path) -> int:
+    try:
+        with sqlite3.connect(f"file:{state}/strandline.db?mode=ro", uri=True) as connection:
+            return connection.execute("SELECT count(*) FROM files").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "TERM", "kill -9"])
+def test_a_first_scan_cut_off_leaves_no_process_and_is_carried_on(cli: Command, many: bytes, how: str) -> None:
+    with cli.start("scan", many) as scan:
+        wait_until(lambda: files_in(cli.state) > 1000, 30, "the scan is in the middle")
+        if how == "Ctrl-C":
+            scan.send_group(signal.SIGINT)
+        else:
+            scan.send(signal.SIGTERM if how == "TERM" else signal.SIGKILL)
+        ended = scan.wait(5)
+        assert ended.returncode == {"Ctrl-C": 130, "TERM": 130, "kill -9": -9}[how], ended.stderr
+        assert scan.wait_gone(5) == set()
+    assert 0 < files_in(cli.state) < MANY[0] * MANY[1]
+
+    name = json.loads(cli.run("tenant", "list", "--json").stdout)["name"]
+    document = cli.scan(many)
+
+    assert document["state"] == "succeeded"
+    everything = listing(many)
+    assert cli.index(name) == everything
+    feed = cli.feed(name)
+    assert each_change_once(feed) and len(feed) == len(everything)
+    assert apply_feed(feed) == everything
+
+
+def test_after_a_scan_no_process_remains(cli: Command, small: bytes) -> None:
+    with cli.start("scan", small) as scan:
+        assert scan.wait(30).returncode == 0
+        assert scan.alive() == set()
+
+
+def test_a_second_stack_on_one_folder_says_so_and_other_commands_join_the_first(cli: Command, small: bytes) -> None:
+    with cli.start("up", "--dir", small) as stack:
+        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
+
+        second = cli.run("up")
+        assert second.returncode == 2
+        assert f"process {stack.pid}" in second.stderr and str(cli.state) in second.stderr
+
+        assert cli.scan(small)["strategy"] == "incremental"
+        [queued] = cli.json("enqueue", "small", "--wait")
+        assert queued["state"] == "succeeded"
+        [status] = cli.json("status")
+        assert len(status["workers"]) == 1 and status["flower"].startswith("http://127.0.0.1:")
+
+        stack.send_group(signal.SIGINT)
+        assert stack.wait(25).returncode == 0
+        assert stack.wait_gone(5) == set()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stack_that_is_told_to_end_or_killed_takes_everything_with_it(
+    cli: Command, small: bytes, how: signal.Signals
+) -> None:
+    with cli.start("up", "--dir", small) as stack:
+        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
+        assert len(stack.alive()) >= 6  # parent, broker, worker with children, beat, Flower
+        stack.send(how)
+        assert stack.wait(25).returncode == (0 if how == signal.SIGTERM else -9)
+        assert stack.wait_gone(5) == set()
+    # What is left over of a killed stack is no obstacle to the next.
+    assert cli.scan(small)["state"] == "succeeded"
+
+
+def test_two_scans_at_once_share_one_stack(cli: Command, small: bytes, tmp_path: Path) -> None:
+    other = os.fsencode(tmp_path / "other")
+    build(other, Dir({b"x": File(b"x")}))
+    with cli.start("scan", small) as first, cli.start("scan", other) as second:
+        assert {first.wait(60).returncode, second.wait(60).returncode} == {0}
+    assert cli.index("small") == listing(small) and cli.index("other") == listing(other)
+
+
+def test_what_dies_in_a_stack_is_started_again(cli: Command, small: bytes) -> None:
+    with cli.start("up", "--dir", small) as stack:
+        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
+        [document] = cli.json("status")
+        os.kill(document["workers"][0]["pid"], signal.SIGKILL)
+        assert stack.stderr.wait_for(b"starting it again", 10)
+        assert cli.scan(small)["state"] == "succeeded"
+
+
+def test_once_stops_after_the_first_scan(cli: Command, small: bytes) -> None:
+    done = cli.run("up", "--dir", os.fsdecode(small), "--once")
+    assert done.returncode == 0, done.stderr
+    assert "small: succeeded" in done.stdout and "Flower:" in done.stdout
+
+
+def test_the_schedule_scans_by_itself(cli: Command, small: bytes) -> None:
+    assert cli.run("tenant", "add", "small", os.fsdecode(small), "--interval", "1").returncode == 0
+    with cli.start("up") as stack:
+        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
+        ended = wait_until(
+            lambda: [one for one in cli.json("scans", "small") if one["state"] == "succeeded"], 40, "a scheduled scan"
+        )
+        assert ended[-1]["trigger"] == "schedule"
+    assert cli.index("small") == listing(small)
