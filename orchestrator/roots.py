@@ -24,11 +24,12 @@ def checked_root(path: bytes, settings: Settings) -> bytes:
             raise UsageError(f"root {shown} is a symbolic link; give the folder itself: {os.fsdecode(real)!r}")
         if not stat.S_ISDIR(found.st_mode):
             raise UsageError(f"root {shown} is not a folder; give the folder that holds it")
-        os.close(os.open(real, os.O_RDONLY | os.O_DIRECTORY))
-        with os.scandir(real):
-            pass
+        # Its "." rather than itself: that must be entered too, without which nothing in it can be looked at.
+        os.close(os.open(os.path.join(real, b"."), os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
-        raise UsageError(f"root {shown} cannot be read: {explain(error)}; see that it may be listed") from error
+        raise UsageError(
+            f"root {shown} cannot be read: {explain(error)}; see that it may be listed and entered"
+        ) from error
     if real == b"/":
         raise UsageError("root '/' is the whole machine; give a folder below it")
     _require_allowed(real, shown, settings)

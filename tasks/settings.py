@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def default_state_dir() -> str:
 class Settings(BaseSettings):
     """The settings of one process."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     state_dir: str = Field(
         default_factory=default_state_dir,
@@ -48,14 +47,13 @@ class Settings(BaseSettings):
     tick_s: float = Field(5.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
 
-def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings:
+def load(**given: Any) -> Settings:
     """The settings of the environment, with `given` values (a command's options) before them.
 
     Raises UsageError for a variable that does not exist, or a value that cannot be used, and names it.
     """
-    environment = os.environ if environment is None else environment
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for name in sorted(environment):
+    for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise UsageError(f"unknown setting {name}; did you mean {near[0]}? `strandline config list` shows all")

@@ -86,12 +86,13 @@ def _find_missing(found: Comparison, listing: Listing, files: Mapping[bytes, Kno
 def racy(entry: Entry, now_ns: int, profile: Profile) -> bool:
     """Could a write after the listing at `now_ns` have left the entry with these same stamps?
 
-    Git's "racily clean" problem. A date in the future is judged by the change time; without one it is not racy.
+    Git's "racily clean" problem. A date in the future is judged by the change time; without one it is not racy, but
+    for a window: of a write after `now_ns` and before the entry's own turn, or by a clock that is ahead.
     """
     recent = now_ns - profile.racy_window_ns
-    if profile.ctime and recent <= entry.ctime_ns <= now_ns + FUTURE_NS:
-        return True
-    return recent <= entry.mtime_ns <= now_ns
+    if profile.ctime:
+        return recent <= entry.ctime_ns <= now_ns + FUTURE_NS or recent <= entry.mtime_ns <= now_ns
+    return recent <= entry.mtime_ns <= now_ns + profile.racy_window_ns
 
 
 class Outcome(NamedTuple):

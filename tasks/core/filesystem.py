@@ -96,9 +96,13 @@ class Tree:
     def __init__(self, root: bytes) -> None:
         try:
             self.fd = os.open(root, _DIRECTORY)
+            try:
+                found = os.fstat(self.fd)
+            except OSError:
+                os.close(self.fd)
+                raise
         except OSError as error:
             raise Unreadable(b"", "open root", f"{explain(error)}: {os.fsdecode(root)!r}") from error
-        found = os.fstat(self.fd)
         self.device = found.st_dev
         self.inode = signed(found.st_ino)
         self._open: list[tuple[bytes, int]] = []  # (component, descriptor), from the top; -1: closed to save one
@@ -151,16 +155,17 @@ class Tree:
         above = self._open[-1][1] if self._open else self.fd
         try:
             fd = os.open(components[at], _DIRECTORY, dir_fd=above)
+            self._open.append((components[at], fd))
+            if os.fstat(fd).st_dev != self.device:
+                raise OSError(errno.EXDEV, "")
         except OSError as error:
-            raise self._refusal(components, at, error) from None
-        self._open.append((components[at], fd))
-        if os.fstat(fd).st_dev != self.device:
             self._keep(at)
-            raise self._refusal(components, at, OSError(errno.EXDEV, "")) from None
+            raise self._refusal(components, at, error) from None
         if at >= OPEN_DIRECTORIES:
             name, oldest = self._open[at - OPEN_DIRECTORIES]
-            os.close(oldest)
-            self._open[at - OPEN_DIRECTORIES] = (name, -1)
+            if oldest >= 0:  # closed already where the walk went up and comes down again
+                os.close(oldest)
+                self._open[at - OPEN_DIRECTORIES] = (name, -1)
 
     @staticmethod
     def _refusal(components: list[bytes], at: int, error: OSError) -> Exception:

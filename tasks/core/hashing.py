@@ -81,18 +81,20 @@ class Hasher:
     def _hash_open(self, fd: int, listed: Entry, now_ns: int) -> Hashed:
         if not is_regular(fd):
             return Hashed(None)
-        flushed = True
-        if listed.ctime_ns > now_ns - FRESH_NS or listed.mtime_ns > now_ns - FRESH_NS:
-            flushed = self._flush(fd)
+        fresh = listed.ctime_ns > now_ns - FRESH_NS or listed.mtime_ns > now_ns - FRESH_NS
+        unsettled: Unsettled | None = None
         expected: Entry | None = listed
         for _ in range(TRIES):
             if expected is None:
                 return Hashed(None)
+            if fresh and not self._flush(fd):
+                unsettled = Unsettled.FSYNC_BUDGET
             digest, count = self._read(fd, expected.size)
             # As it was when it was listed, and all of it read: then nothing moved from the listing until now.
             if count == expected.size and unchanged(fd, expected):
-                return Hashed(expected, digest, None if flushed else Unsettled.FSYNC_BUDGET)
-            expected = entry_of(fd, listed.name)
+                return Hashed(expected, digest, unsettled)
+            # Somebody is writing: flush again, for what a map has dirtied moves no time, and look again next time.
+            expected, fresh, unsettled = entry_of(fd, listed.name), True, Unsettled.RACY
             os.lseek(fd, 0, os.SEEK_SET)
         return Hashed(expected, unsettled=Unsettled.UNSTABLE)
 
