@@ -27,7 +27,8 @@ DIGEST = bytes(range(32))
 
 
 def add_tenant(engine: Engine, name: str = "acme", **values: Any) -> Tenant:
-    row = {"root": b"/srv/" + name.encode(), "tier": "standard", "interval_s": 60, "algorithm": "sha256"} | values
+    root = b"/srv/" + name.encode("utf-8", "replace")
+    row = {"root": root, "tier": "standard", "interval_s": 60, "algorithm": "sha256"} | values
     with writing(engine) as connection:
         return tenants.add(connection, name=name, **row)
 
@@ -140,3 +141,10 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(run, calls))
+
+
+def waits_for_a_lock(engine: Engine) -> bool:
+    """Does somebody wait for a lock of this PostgreSQL database?"""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with reading(engine) as connection:
+        return bool(connection.exec_driver_sql(query).scalar())

@@ -24,6 +24,7 @@ from tests.storage import (
     end_scan,
     rows,
     start_scan,
+    waits_for_a_lock,
     write_tree,
 )
 from tests.waiting import wait_until
@@ -186,13 +187,6 @@ def test_what_is_asked_for_while_a_scan_starts_is_not_forgotten(engine, tenant):
 
     asked_for = [row["strategy"] if row["state"] == "running" else row["full"] for row in rows(engine, scans_table)]
     assert "full_forced" in asked_for or True in asked_for
-
-
-def waits_for_a_lock(engine):
-    with engine.raw_connection().driver_connection.cursor() as cursor:
-        found = cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone()[0]
-        cursor.connection.rollback()
-    return found > 0
 
 
 # Ending
