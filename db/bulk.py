@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Table, Uuid
 
 # Below this many rows, making and dropping a staging table costs more than it saves.
 COPY_FROM_ROWS = 500
@@ -19,6 +20,7 @@ def merge(connection: Connection, table: Table, columns: Sequence[str], rows: Se
     if not rows:
         return
     names = ", ".join(columns)
+    rows = _with_ids_as_stored(connection, table, columns, rows)
     if connection.dialect.name == "postgresql" and len(rows) >= COPY_FROM_ROWS:
         _merge_by_copy(connection, table, names, columns, rows, on_conflict)
         return
@@ -43,6 +45,24 @@ def _merge_by_copy(connection: Connection, table: Table, names: str, columns: Se
             copy.write_row(row)
     connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {stage} {on_conflict}")
     connection.exec_driver_sql(f"DROP TABLE {stage}")
+
+
+def _with_ids_as_stored(connection: Connection, table: Table, columns: Sequence[str],
+                        rows: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:  # fmt: skip
+    """Rows go to the driver as they are: only the ids of scans, which are text with us, differ from what is stored."""
+    places = {i for i, column in enumerate(columns) if isinstance(table.c[column].type, Uuid)}
+    if not places:
+        return rows
+    on_sqlite = connection.dialect.name == "sqlite"
+    return [
+        tuple(_id_as_stored(value, on_sqlite) if i in places else value for i, value in enumerate(row)) for row in rows
+    ]
+
+
+def _id_as_stored(value: str | None, on_sqlite: bool) -> uuid.UUID | str | None:
+    if value is None:
+        return None
+    return value.replace("-", "") if on_sqlite else uuid.UUID(value)
 
 
 def _pg_type(table: Table, column: str) -> str:

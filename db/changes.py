@@ -65,14 +65,21 @@ def write_errors(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Non
 def make_cursor(fence: int, n: int, scan_id: str) -> str:
     """An opaque place in the feed; the scan's id tells it from the same fence of a database that was restored."""
     # The last 12 digits of the id are random; the first are the time.
-    return base64.urlsafe_b64encode(f"{fence}.{n}.{scan_id[-12:]}".encode()).decode().rstrip("=")
+    return _encode(fence, n, scan_id[-12:])
+
+
+def _encode(fence: int, n: int, mark: str) -> str:
+    return base64.urlsafe_b64encode(f"{fence}.{n}.{mark}".encode()).decode().rstrip("=")
 
 
 def _parse(cursor: str) -> tuple[int, int, str]:
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode()
-        fence, n, mark = text.split(".")
-        return int(fence), int(n), mark
+        place, number, mark = text.split(".")
+        fence, n = int(place), int(number)
+        if not (0 < fence <= BEHIND and 0 <= n <= BEHIND) or _encode(fence, n, mark) != cursor:
+            raise ValueError("not as make_cursor writes it")
+        return fence, n, mark
     except (ValueError, binascii.Error, UnicodeError) as error:
         raise CursorLost(f"{cursor!r} is no cursor of this feed; read `files`, then follow from its cursor") from error
 
@@ -104,7 +111,8 @@ def _resolve(connection: Connection, tenant_id: int, cursor: str | None) -> tupl
         if scan_id is None or scan_id[-12:] != mark:
             raise CursorLost("this cursor is from a state that the database no longer has; begin again with `files`")
     pruned = connection.execute(select(tenants.c.pruned_fence).where(tenants.c.id == tenant_id)).scalar_one()
-    if fence < pruned:
+    # In the midst of the last pruned fence, too, nobody can tell any more what came after.
+    if fence < pruned or (fence == pruned > 0 and n < BEHIND):
         raise CursorLost("changes after this cursor are no longer kept; begin again with `files`")
     return fence, n
 

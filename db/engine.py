@@ -28,8 +28,11 @@ def connect(url: str, pool_size: int = 2) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise UsageError(f"STRANDLINE_DATABASE_URL is no database address: {error}") from error
+    except (ArgumentError, ValueError) as error:  # what they say may quote the password, taken for a port
+        raise UsageError(
+            "STRANDLINE_DATABASE_URL is no database address; "
+            "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+        ) from error
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(url)
     if parsed.drivername == "postgresql+psycopg":

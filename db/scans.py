@@ -223,8 +223,7 @@ def errors_of(connection: Connection, scan_id: str, limit: int) -> Sequence[tupl
 
 def last_visible_fence(connection: Connection, tenant_id: int) -> int:
     """Changes up to this fence can be seen: all before the running scan's, else all."""
-    running = select(scans.c.fence).where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.RUNNING)
-    fence = connection.execute(running).scalar()
-    if fence is not None:
-        return int(fence) - 1
-    return int(connection.execute(select(tenants.c.fence).where(tenants.c.id == tenant_id)).scalar_one())
+    running = select(scans.c.fence - 1).where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.RUNNING)
+    # One statement: between two, a scan could start, and its fence be taken for one that has ended.
+    query = select(func.coalesce(running.scalar_subquery(), tenants.c.fence)).where(tenants.c.id == tenant_id)
+    return int(connection.execute(query).scalar_one())

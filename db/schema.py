@@ -83,7 +83,8 @@ def where(engine: Engine) -> str:
     """The database, for a message; without its password."""
     if engine.dialect.name == "sqlite":
         return str(engine.url.database)
-    return engine.url.render_as_string(hide_password=True)
+    # The driver takes a password as a parameter too.
+    return engine.url.set(query={}).render_as_string(hide_password=True)
 
 
 def unusable(engine: Engine, error: DBAPIError) -> DatabaseError:

@@ -223,10 +223,13 @@ def any_not_done(connection: Connection, scan_id: str) -> bool:
 
 
 def in_flight(connection: Connection) -> int:
-    """Shards leased or sent and not yet expired, in all."""
+    """Shards leased or sent and not yet expired, in all. An expired lease counted would fill the window for ever
+    once as many workers died: nothing more were sent, and so nobody took over.
+    """
     s = shards.c
-    sent = and_(s.state == ShardState.READY, s.sent_until > clock())
-    query = select(func.count()).where(or_(s.state == ShardState.LEASED, sent))
+    leased = and_(s.state == ShardState.LEASED, s.lease_until >= clock())
+    sent = and_(s.state.in_((ShardState.READY, ShardState.LEASED)), s.sent_until > clock())
+    query = select(func.count()).where(or_(leased, sent))
     return int(connection.execute(query).scalar_one())
 
 

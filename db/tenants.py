@@ -93,13 +93,25 @@ def _check_values(**values: Any) -> None:
 
 def _refuse_overlap(connection: Connection, root: bytes) -> None:
     # Two indexes of one place would each call the other's view their own; and one tenant could read another's files.
+    _one_at_a_time(connection)
     for other in list_all(connection):
-        if root == other.root or root.startswith(other.root + b"/") or other.root.startswith(root + b"/"):
-            how = "is" if root == other.root else "is inside" if root.startswith(other.root + b"/") else "contains"
+        if _is_inside(root, other.root) or _is_inside(other.root, root):
+            how = "is" if root == other.root else "is inside" if _is_inside(root, other.root) else "contains"
             shown, theirs = _show(root), _show(other.root)
             raise UsageError(
                 f"root {shown} {how} the root of tenant {other.name!r} ({theirs}); roots of tenants may not overlap"
             )
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    """Until the transaction ends: two that overlap must not be added at once (on SQLite, the write lock sees to it)."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('strandline tenants'))")
+
+
+def _is_inside(path: bytes, folder: bytes) -> bool:
+    """Is it in the folder, or the folder itself?"""
+    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
 
 
 def _show(path: bytes) -> str:
@@ -150,9 +162,11 @@ def change(connection: Connection, tenant_id: int, **values: Any) -> None:
 
 def remove(connection: Connection, tenant_id: int) -> None:
     """Forget a tenant and all that is known of it. Its files are not touched."""
+    lock(connection, tenant_id)
+    # First the scans with their shards: this waits for every flush under way, and no other can begin.
+    connection.execute(delete(scans).where(scans.c.tenant_id == tenant_id))
     for table in (changes, files, directory_ranges, directories):
         connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
-    connection.execute(delete(scans).where(scans.c.tenant_id == tenant_id))
     connection.execute(delete(tenants).where(tenants.c.id == tenant_id))
 
 

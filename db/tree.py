@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, Engine, and_, cast, delete, false, func, insert, select, tuple_, update
 from sqlalchemy.sql.expression import ColumnElement
 
 from db.bulk import merge, run_many
@@ -197,7 +197,8 @@ def count_owned(connection: Connection, tenant_id: int, fence: int, number: int)
 def cuts(connection: Connection, tenant_id: int, entries: int) -> Sequence[Place]:
     """Places that cut the tenant's directories into ranges of about `entries` entries each; the last is the end."""
     d = directories.c
-    weight = func.sum(d.files + DIRECTORY_ENTRIES).over(order_by=(d.order_key, d.id))
+    # PostgreSQL sums into a numeric, whose quotient keeps its fraction: every directory would be a range of its own.
+    weight = cast(func.sum(d.files + DIRECTORY_ENTRIES).over(order_by=(d.order_key, d.id)), BigInteger)
     cumulated = select(d.order_key, d.id, weight.label("total")).where(d.tenant_id == tenant_id).subquery()
     piece = cumulated.c.total // entries
     following = func.lead(piece).over(order_by=(cumulated.c.order_key, cumulated.c.id))
@@ -253,6 +254,8 @@ def index_page(connection: Connection, tenant_id: int, *, prefix: bytes = b"",
 
 def _under(prefix: bytes) -> ColumnElement[bool]:
     d, f = directories.c, files.c
+    if prefix.startswith(b"/"):  # else its folder would be taken for the root
+        return false()
     folder, _, start = prefix.rpartition(b"/")
     key = order_key(prefix)
     below = d.order_key >= key

@@ -39,7 +39,8 @@ def start(engine: Engine, scan_id: str, tenant_id: int, shard_entries: int) -> b
     """Start one scan. False where somebody else was first, or the tenant has one running: that is no error."""
     with writing(engine) as connection:
         tenants.lock(connection, tenant_id)
-        scan, tenant = scans.get(connection, scan_id), tenants.by_id(connection, tenant_id)
+        # Locked, not only read: a request that widens it meanwhile must find it started, and queue another.
+        scan, tenant = scans.lock(connection, scan_id), tenants.by_id(connection, tenant_id)
         if scan is None or tenant is None or scans.any_running(connection, tenant_id):
             return False
         root = tree.root_of(connection, tenant_id)

@@ -3,13 +3,18 @@
 import contextlib
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import Engine
 
+from db import schema
+from db.engine import connect
 from tests import needs, servers
 from tests.servers import PostgresKind, PostgresServer, RedisServer
 
@@ -130,6 +135,52 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         servers_of = request.getfixturevalue("_postgres_servers")  # not a parameter: sqlite needs no server
         with servers_of(request.param).database() as url:
             yield url
+
+
+@pytest.fixture(scope="session")
+def _migrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Per sort of database, one that was migrated once and is copied for each test."""
+
+    @functools.cache
+    def sqlite_file() -> Path:
+        path = tmp_path_factory.mktemp("migrated") / "template.sqlite"
+        _migrate(f"sqlite:///{path}")
+        return path
+
+    @functools.cache
+    def postgres_template(server: PostgresServer) -> str:
+        name = "migrated"
+        server.execute(f"CREATE DATABASE {name}")
+        _migrate(server.url(name))
+        return name
+
+    return lambda server=None: sqlite_file() if server is None else postgres_template(server)
+
+
+def _migrate(url: str) -> None:
+    engine = connect(url)
+    schema.migrate(engine)
+    engine.dispose()  # SQLite writes its log back into the file; PostgreSQL copies no database that is in use
+
+
+@pytest.fixture(params=["sqlite", *POSTGRES_KINDS], ids=str)
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path, _migrated) -> Iterator[str]:
+    """A fresh database of each sort, with the newest schema."""
+    if request.param == "sqlite":
+        copy = shutil.copy(_migrated(), tmp_path / "test.sqlite")
+        yield f"sqlite:///{copy}"
+    else:
+        server = request.getfixturevalue("_postgres_servers")(request.param)
+        with server.database(_migrated(server)) as url:
+            yield url
+
+
+@pytest.fixture
+def engine(migrated_url: str) -> Iterator[Engine]:
+    """An engine on a fresh, migrated database of each sort; enough connections for the threads of a test."""
+    engine = connect(migrated_url, pool_size=16)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

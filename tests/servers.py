@@ -350,13 +350,13 @@ class PostgresServer(Server):
     def database(self, template: str = "template1") -> Iterator[str]:
         """The URL of a database of one's own, dropped at the end even if somebody is still connected."""
         name = next(self._names)
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield self.url(name)
         finally:
-            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
-    def _execute(self, statement: str) -> None:
+    def execute(self, statement: str) -> None:
         with self.connect() as connection:
             connection.execute(statement)
 
