@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from db.types import UsageError
 
@@ -46,19 +47,33 @@ class Settings(BaseSettings):
     stagger_window_s: float = Field(30.0, ge=0, description="shortest time over which due tenants are spread, seconds")
     tick_s: float = Field(5.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but what `load` hands over, so that one place reads the environment."""
+        return (init_settings,)
 
-def load(**given: Any) -> Settings:
-    """The settings of the environment, with `given` values (a command's options) before them.
+
+def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings:
+    """The settings of an environment (by default the process's), with `given` values (a command's options) before.
 
     Raises UsageError for a variable that does not exist, or a value that cannot be used, and names it.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for name in sorted(os.environ):
+    environment = os.environ if environment is None else environment
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise UsageError(f"unknown setting {name}; did you mean {near[0]}? `strandline config list` shows all")
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        values = {name: environment[variable] for variable, name in known.items() if variable in environment}
+        return Settings(**values | {name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()

@@ -193,6 +193,14 @@ def test_the_state_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert settings.load().state_dir == os.fspath(tmp_path / "strandline")
 
 
+def test_an_environment_that_is_given_is_read_in_place_of_the_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRANDLINE_WINDOW", "7")
+
+    loaded = settings.load({"STRANDLINE_WORKERS": "3"})
+
+    assert (loaded.workers, loaded.window) == (3, 64)
+
+
 @pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if field.annotation is float])
 def test_no_time_is_without_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variable = settings.PREFIX + name.upper()
