@@ -83,8 +83,9 @@ def where(engine: Engine) -> str:
     """The database, for a message; without its password."""
     if engine.dialect.name == "sqlite":
         return str(engine.url.database)
-    # The driver takes a password as a parameter too.
-    return engine.url.set(query={}).render_as_string(hide_password=True)
+    # The driver takes passwords as parameters too.
+    shown = engine.url.difference_update_query([name for name in engine.url.query if "password" in name])
+    return shown.render_as_string(hide_password=True)
 
 
 def unusable(engine: Engine, error: DBAPIError) -> DatabaseError:

@@ -216,7 +216,7 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path):
     [
         "postgresql+psycopg://clerk:hunter2@127.0.0.1:1/index",
         "postgresql+psycopg://clerk@127.0.0.1:1/index?password=hunter2",
-        "postgresql+psycopg://127.0.0.1:1/index?user=clerk&password=hunter2&sslpassword=hunter2",
+        "postgresql+psycopg://127.0.0.1:1/index?user=clerk&password=hunter2&sslpassword=hunter2&sslmode=prefer",
     ],
 )
 def test_an_unreachable_postgresql_is_a_sentence_without_the_password(url):

@@ -8,7 +8,7 @@ import pytest
 from db import changes, scans, shards, tenants, tree
 from db.clock import clock
 from db.engine import connect, reading, writing
-from db.shards import FINISH, NUMBERS_PER_SHARD, Sendable
+from db.shards import FINISH, NUMBERS_PER_SHARD
 from db.tables import changes as changes_table
 from db.tables import directories, files
 from db.tables import scans as scans_table
@@ -16,7 +16,6 @@ from db.tables import shards as shards_table
 from db.types import LeaseLost, ScanState, ShardState, StaleDirectory
 from tests.storage import (
     LEASE_S,
-    ONLY_POSTGRES,
     add_tenant,
     at_once,
     claim,
@@ -419,122 +418,6 @@ def test_a_finish_that_is_at_work_keeps_its_lease_when_the_scan_is_cancelled(eng
         shards.end_early(connection, scan.id, ScanState.CANCELLED, None)
 
     flush(engine, finish)
-
-
-# Sending
-
-
-def sendable(engine, limit=100):
-    with writing(engine) as connection:
-        return shards.sendable(connection, limit)
-
-
-def mark_sent(engine, sent, expires_s=600.0):
-    with writing(engine) as connection:
-        shards.mark_sent(connection, sent, expires_s)
-
-
-def in_flight(engine):
-    with reading(engine) as connection:
-        return shards.in_flight(connection)
-
-
-def test_ready_shards_are_sendable_until_they_are_sent_and_again_when_the_message_expired(engine, scan, tenant):
-    offered = sendable(engine)
-    assert offered == [Sendable(scan.id, number, tenant.id, "bulk") for number in (1, 2)]
-
-    mark_sent(engine, offered[:1])
-    assert [shard.number for shard in sendable(engine)] == [2]
-
-    mark_sent(engine, offered[:1], -1.0)
-    assert [shard.number for shard in sendable(engine)] == [1, 2]
-
-    mark_sent(engine, offered)
-    mark_sent(engine, offered, None)
-    assert [shard.number for shard in sendable(engine)] == [1, 2]
-
-
-def test_the_limit_is_kept(engine, scan):
-    assert [shard.number for shard in sendable(engine, 1)] == [1]
-
-
-def test_an_expired_lease_is_offered_and_a_living_one_is_not(engine, scan):
-    lost = claimed(engine, scan, 1)
-    claimed(engine, scan, 2)
-    assert sendable(engine) == []
-
-    expire(engine, lost)
-    assert [shard.number for shard in sendable(engine)] == [1]
-
-    mark_sent(engine, sendable(engine))
-    assert sendable(engine) == []
-
-
-def test_what_must_wait_is_not_offered(engine, scan):
-    set_shard(engine, scan.id, 1, not_before=clock(60))
-
-    assert [shard.number for shard in sendable(engine)] == [2]
-
-
-def test_nothing_of_a_scan_that_ended_is_offered(engine, scan):
-    end_scan(engine, scan)
-
-    assert sendable(engine) == []
-
-
-def test_the_least_recently_served_tenant_goes_first(engine):
-    early, late, never = (add_tenant(engine, name) for name in ("early", "late", "never"))
-    for one in (late, early, never):
-        start_scan(engine, one, shard_count=2)
-    for one in (early, late):
-        with writing(engine) as connection:
-            tenants.note_served(connection, [one.id])
-
-    assert [shard.tenant_id for shard in sendable(engine)] == [never.id] * 2 + [early.id] * 2 + [late.id] * 2
-    assert [shard.tenant_id for shard in sendable(engine, 3)] == [never.id] * 2 + [early.id]
-
-
-@ONLY_POSTGRES
-def test_two_dispatchers_at_once_are_offered_different_shards(engine, scan):
-    with writing(engine) as one, writing(engine) as other:
-        first, second = shards.sendable(one, 1), shards.sendable(other, 10)
-
-    assert [shard.number for shard in first + second] == [1, 2]
-
-
-def test_in_flight_counts_what_is_leased_and_what_is_sent_once_each(engine, tenant):
-    scan = start_scan(engine, tenant, shard_count=5)
-    assert in_flight(engine) == 0
-
-    claimed(engine, scan, 1)
-    mark_sent(engine, sendable(engine, 2))
-    assert in_flight(engine) == 3
-
-    claimed(engine, scan, 2)
-    assert in_flight(engine) == 3
-
-    complete(engine, claimed(engine, scan, 3))
-    assert in_flight(engine) == 2
-
-
-def test_a_lease_that_ran_out_is_not_in_flight_else_dead_workers_would_fill_the_window_for_ever(engine, scan):
-    for number in (1, 2):
-        expire(engine, claimed(engine, scan, number))
-
-    assert in_flight(engine) == 0
-    mark_sent(engine, sendable(engine, 1))
-    assert in_flight(engine) == 1
-
-
-def test_the_backlog_counts_open_shards_by_state(engine, tenant):
-    with reading(engine) as connection:
-        assert shards.backlog(connection) == {"waiting": 0, "ready": 0, "leased": 0}
-    scan = start_scan(engine, tenant, shard_count=4)
-    claimed(engine, scan, 1)
-    complete(engine, claimed(engine, scan, 2))
-
-    with reading(engine) as connection:
-        assert shards.backlog(connection) == {"waiting": 1, "ready": 2, "leased": 1}
 
 
 # What the database itself refuses
