@@ -21,6 +21,8 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _INT64 = 1 << 63
 # Not there any more, or something else is there now: neither an error nor a deletion, the parent's listing decides.
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+# Refused to whoever asks, so that the visit of that directory itself reports it; anything else may be met here alone.
+_REPORTED = frozenset({errno.EACCES, errno.EPERM, errno.EXDEV})
 
 
 class Unreadable(Exception):
@@ -171,10 +173,10 @@ class Tree:
     def _refusal(components: list[bytes], at: int, error: OSError) -> Exception:
         if error.errno in _MISSING:
             return Missing()
-        if at < len(components) - 1:
+        if at < len(components) - 1 and error.errno in _REPORTED:
             return Shadowed()
         text = "another file system, not entered" if error.errno == errno.EXDEV else explain(error)
-        return Unreadable(b"/".join(components), "list", text)
+        return Unreadable(b"/".join(components[: at + 1]), "list", text)
 
 
 def open_file(directory: int, name: bytes) -> int:
