@@ -17,8 +17,9 @@ from db import schema
 from db.engine import connect, reading, writing
 from db.tables import metadata
 from db.types import DatabaseError, UsageError
-from tests.storage import ONLY_SQLITE, at_once, rows
+from tests.storage import at_once, rows
 
+ONLY_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 MIGRATIONS = Path(db.__file__).parent / "migrations"
 
 
@@ -27,6 +28,13 @@ def empty(database_url):
     engine = connect(database_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def engine(empty):
+    """A database of its own: these tests change its schema."""
+    schema.migrate(empty)
+    return empty
 
 
 # Migrations and models
