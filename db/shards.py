@@ -248,10 +248,9 @@ def sendable(connection: Connection, limit: int) -> Sequence[Sendable]:
     The least recently served tenant goes first.
     """
     s = shards.c
-    is_open = or_(
-        and_(s.state == ShardState.READY, func.coalesce(s.sent_until, clock()) <= clock()),
-        and_(s.state == ShardState.LEASED, s.lease_until < clock(), func.coalesce(s.sent_until, clock()) <= clock()),
-    )
+    nothing_under_way = or_(s.sent_until.is_(None), s.sent_until <= clock())
+    left_by_a_dead_holder = and_(s.state == ShardState.LEASED, s.lease_until < clock())
+    is_open = and_(or_(s.state == ShardState.READY, left_by_a_dead_holder), nothing_under_way)
     query = (
         select(s.scan_id, s.number, s.tenant_id, s.queue)
         .join(tenants, tenants.c.id == s.tenant_id)

@@ -63,7 +63,7 @@ tenants = Table(
     Column("algorithm", String(16), nullable=False),
     Column("enabled", Boolean, nullable=False, server_default=text("true")),  # false: paused
     Column("created_at", Instant, nullable=False),
-    Column("next_scan_at", Instant),  # when the schedule wants the next scan; none: never
+    Column("next_scan_at", Instant),  # when the schedule wants the next scan; none: a slot is to be found
     Column("served_at", Instant),  # when a shard of this tenant was last sent; the least recent goes first
     _count("fence"),  # of the newest scan; grows by one with each
     Column("watermark_fence", BigInteger),  # of the last complete scan

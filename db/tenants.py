@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
@@ -176,7 +176,7 @@ def due(connection: Connection, limit: int) -> Sequence[Tenant]:
     """
     query = (
         select(*_COLUMNS)
-        .where(tenants.c.enabled, func.coalesce(tenants.c.next_scan_at, clock()) <= clock())
+        .where(tenants.c.enabled, or_(tenants.c.next_scan_at.is_(None), tenants.c.next_scan_at <= clock()))
         .order_by(tenants.c.next_scan_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
