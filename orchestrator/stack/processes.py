@@ -128,6 +128,8 @@ class Logs:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        # On a terminal a line of live progress may stand where the log goes on: it is written anew soon.
+        self._clear = "\r\x1b[K" if stream.isatty() else ""
         self._selector = selectors.DefaultSelector()
         self._partial: dict[str, bytes] = {}
 
@@ -156,5 +158,5 @@ class Logs:
             lines, rest = [*lines, rest], b""
         self._partial[name] = rest
         for line in lines:
-            self._stream.write(f"{name:<7}| {line.decode('utf-8', 'backslashreplace')}\n")
+            self._stream.write(f"{self._clear}{name:<7}| {line.decode('utf-8', 'backslashreplace')}\n")
         self._stream.flush()
