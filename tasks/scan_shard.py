@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Directories left over are shared out among at most so many new shards: the work spreads by itself.
 FAN_OUT = 4
+# A shard that fails so often for a reason nobody foresaw ends its scan.
+ATTEMPTS = 5
 
 
 @shared_task(name="strandline.scan_shard")
@@ -49,6 +51,12 @@ def scan_shard(scan_id: str, number: int) -> None:
         give_back(runtime, lease, str(error))
     except DBAPIError as error:
         database_failed(runtime, lease, error)
+    except Exception as error:
+        log.exception("tenant %s: shard %d failed", tenant.name, number)
+        if lease.attempt < ATTEMPTS:
+            give_back(runtime, lease, repr(error))
+        else:
+            fail(runtime, scan, f"shard {number} failed {lease.attempt} times: {error!r}")
     nudge(current_app)
 
 

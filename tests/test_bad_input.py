@@ -144,7 +144,7 @@ def test_a_state_folder_that_is_a_file_or_cannot_be_written_is_refused(cli: Comm
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted = tmp_path / "disk"
     mounted.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "none", mounted], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=11m", "none", mounted], check=True)
     yield mounted
     subprocess.run(["umount", "-l", mounted], check=True)
 
@@ -155,7 +155,7 @@ def test_a_full_disk_under_the_state_folder_is_said_before_anything_starts(
     cli: Command, root: Path, small_disk: Path
 ) -> None:
     cli.state = small_disk / "state"
-    (small_disk / "filler").write_bytes(b"x" * (10 << 20))
+    (small_disk / "filler").write_bytes(b"x" * (7 << 20))
     refused(cli.run("scan", str(root)), str(cli.state), "full")
     (small_disk / "filler").unlink()
     assert cli.scan(root)["state"] == "succeeded"
@@ -167,7 +167,7 @@ def test_a_disk_that_fills_up_meanwhile_fails_the_scan_with_that_sentence_and_th
     cli: Command, tmp_path: Path, small_disk: Path
 ) -> None:
     many = os.fsencode(tmp_path / "many")
-    trees.make_many(many, 600, 100)
+    trees.make_many(many, 300, 100)
     cli.state = small_disk / "state"
     done = cli.run("scan", os.fsdecode(many), "--tenant", "many")
     assert done.returncode in (1, 2), (done.returncode, done.stdout, done.stderr)

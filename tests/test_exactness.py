@@ -9,6 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from db import scans, schema, tenants
+from db.engine import connect, reading, writing
+from db.types import Trigger
+from orchestrator.start import start_queued
+from tasks import settings as all_settings
+from tasks.app import make_app
+from tasks.finish import finish
+from tasks.scan_shard import ATTEMPTS, scan_shard
 from tests import scenarios, trees
 from tests.command import Command, each_change_once, tmpfs_folder
 from tests.trees import Dir, File, apply_feed, build, listing
@@ -114,3 +122,43 @@ def test_another_algorithm_hashes_everything_again_and_says_so_in_the_feed(cli: 
     from blake3 import blake3
 
     assert change["digest"] == blake3(b"content").hexdigest()
+
+
+def test_a_root_that_is_away_fails_the_scan_and_keeps_the_index(cli: Command, tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path / "root")
+    build(root, Dir({b"f": File(b"1"), b"d": Dir({b"g": File(b"2")})}))
+    cli.scan(root, "--tenant", "away")
+    before = listing(root)
+    os.rename(root, root + b"-away")
+
+    [document] = cli.json("enqueue", "away", "--wait", status=1)
+
+    assert document["state"] == "failed" and os.fsdecode(root) in document["error"]
+    assert document["deleted"] == 0 and cli.index("away") == before
+    os.rename(root + b"-away", root)
+    assert cli.scan(root)["state"] == "succeeded" and cli.index("away") == before
+
+
+def test_a_mistake_of_ours_in_a_shard_is_tried_again_and_then_ends_the_scan(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = os.fsencode(tmp_path / "root")
+    build(root, Dir({b"f": File(b"1")}))
+    url = f"sqlite:///{tmp_path}/test.db"
+    engine = connect(url)
+    schema.migrate(engine)
+    app = make_app(all_settings.load({}, database_url=url, redis_url=redis_url))
+    monkeypatch.setattr("tasks.trouble.RETRY_DELAY_S", 0.0)
+    monkeypatch.setattr("tasks.pipeline.Pipeline.run", lambda *_: 1 / 0)
+    with writing(engine) as connection:
+        tenant = tenants.add(connection, name="t", root=root, tier="standard", interval_s=60, algorithm="sha256")
+        scan, _ = scans.request(connection, tenant.id, trigger=Trigger.REQUEST)
+    start_queued(engine, app.runtime.settings.shard_entries)
+
+    for _ in range(ATTEMPTS):
+        scan_shard(scan.id, 1)
+    finish(scan.id)
+
+    with reading(engine) as connection:
+        ended = scans.get(connection, scan.id)
+    assert ended is not None and ended.state == "failed" and "ZeroDivisionError" in (ended.error or "")
