@@ -61,15 +61,18 @@ def tenant_of(root: bytes) -> str:
     return "t" + os.path.basename(os.path.dirname(root)).decode().replace("_", "-")[-60:]
 
 
-@pytest.mark.parametrize("aged", [True, False], ids=["aged", "no delay"])
-def test_all_29_scenarios_give_the_right_index_after_one_scan(cli: Command, folder: bytes, aged: bool) -> None:
+@pytest.mark.parametrize("when", ["aged", "no-delay", "settled"])
+def test_all_29_scenarios_give_the_right_index_after_one_scan(cli: Command, folder: bytes, when: str) -> None:
     root, outside = folder + b"/root", folder + b"/outside"
     os.mkdir(outside)
     scenarios.setup_all(root, outside)
-    if aged:
+    if when != "no-delay":
         let_age(root)
-    name = f"{tenant_of(root)}-{'aged' if aged else 'fresh'}"
+    name = f"{tenant_of(root)}-{when}"
     first = cli.scan(root, "--tenant", name)
+    while when == "settled" and first["hashed_files"]:
+        # Files this young are flushed first, so many a scan: only in the end does every row hold a stat.
+        first = cli.scan(root, "--tenant", name)
     before = listing(root)
     assert cli.index(name) == before
 
