@@ -29,6 +29,7 @@ class Stack:
 
     def __init__(self, settings: Settings, state: StateFolder, *, piped: bool) -> None:
         self._socket = state.socket("broker.sock")
+        self._own_broker = not settings.redis_url
         self.settings = settings.model_copy(
             update={
                 "database_url": settings.database_url or state.database_url,
@@ -47,13 +48,12 @@ class Stack:
     def start(self, *, workers: int, full: bool, host: str = "127.0.0.1") -> None:
         """Start everything; `full`: with beat and Flower. Raises StrandlineError."""
         processes.adopt_orphans()
-        embedded = not self.settings.redis_url or self.settings.redis_url == f"unix://{self._socket}"
-        if embedded:
+        if self._own_broker:
             self._starters["broker"] = lambda: broker.start(self._socket, piped=self._piped)
             self._start("broker")
         roles.preload()
         self._prepare_database()
-        if embedded:
+        if self._own_broker:
             broker.wait(self._socket, self._children["broker"])
         self._role("worker", lambda: roles.worker(self.app, processes=workers, serving=full, level="WARNING"))
         if full:

@@ -98,8 +98,11 @@ class StateFolder:
     def announce(self, running: Running) -> None:
         """Tell other commands where the stack is."""
         part = self.path / "stack.json.part"
-        part.write_text(json.dumps(asdict(running)))
-        part.replace(self.path / "stack.json")
+        try:
+            part.write_text(json.dumps(asdict(running)))
+            part.replace(self.path / "stack.json")
+        except OSError as error:
+            raise UsageError(_refusal(self.path, error)) from error
 
     def running(self) -> Running | None:
         """The stack that runs on this folder, if one does and is ready."""
