@@ -165,3 +165,17 @@ def test_a_mistake_of_ours_in_a_shard_is_tried_again_and_then_ends_the_scan(
     with reading(engine) as connection:
         ended = scans.get(connection, scan.id)
     assert ended is not None and ended.state == "failed" and "ZeroDivisionError" in (ended.error or "")
+
+
+def test_a_full_scan_compares_every_row_and_finds_nothing_new(cli: Command, tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path / "root")
+    build(root, Dir({b"a": Dir({b"f": File(b"1")}), b"g": File(b"2")}))
+    let_age(root)
+    first = cli.scan(root, "--tenant", "full")
+
+    second = cli.scan(root, "--full")
+
+    assert (second["strategy"], second["reason"]) == ("full_forced", "asked for")
+    assert (second["directories_unchanged"], second["hashed_files"]) == (0, 0)
+    assert cli.feed("full", since=first["cursor"]) == []
+    assert cli.scan(root)["directories_unchanged"] == 2
