@@ -30,7 +30,7 @@ def make(clone: Path, target: str, python: str) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize("target", ["run", "test"])
 def test_a_python_without_venv_is_told_by_the_package_that_is_missing(clone: Path, target: str) -> None:
     python = clone / "python-without-venv"
-    python.write_text(f'#!/bin/sh\ncase "$*" in *ensurepip*|*venv*) exit 1;; esac\nexec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\ncase "$*" in *ensurepip*|*venv*) exit 1;; esac\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     done = make(clone, target, str(python))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
