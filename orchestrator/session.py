@@ -14,6 +14,7 @@ from db.engine import reading, writing
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ENDED, ScanState, StrandlineError, Trigger, UsageError
+from orchestrator import interrupts
 from orchestrator.roots import name_for
 from orchestrator.tick import tick
 from tasks.app import App
@@ -75,6 +76,7 @@ class Session:
         """Return the scan once it has ended; ticks now and then, so that nothing that was lost is waited for."""
         ticked_s = shown_s = time.monotonic()
         while True:
+            interrupts.check()
             with reading(self.engine) as connection:
                 scan = scans.get(connection, scan_id)
                 tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import interrupts
 from tests import trees
 from tests.command import Command, each_change_once
 from tests.trees import Dir, File, apply_feed, build, listing
@@ -139,3 +140,24 @@ def test_the_schedule_scans_by_itself(cli: Command, small: bytes) -> None:
         )
         assert ended[-1]["trigger"] == "schedule"
     assert cli.index("small") == listing(small)
+
+
+class Finalized:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_swallows_is_not_forgotten() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        interrupts.catch()
+        interrupts.check()
+        Finalized()  # an exception in a finalizer is printed and goes no further
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        interrupts.taken()
+        interrupts.check()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import click
 from db import scans, tenants
 from db.engine import reading
 from db.types import ScanState, StrandlineError, UsageError
+from orchestrator import interrupts
 from orchestrator.cli.common import json_option, path_bytes, print_json, settings_of, spoken, state_option
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.documents import scan_document
@@ -115,8 +115,7 @@ def _to_end(settings: Settings, ask: Callable[[Session], str], as_json: bool) ->
     """Ask for a scan, wait for its end, and say what it found. Where the stack that we joined stops meanwhile, we
     become the stack ourselves and carry the scan on.
     """
-    # TERM ends it as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupts.catch()
     scan_id: str | None = None
     while True:
         with session(settings) as talking:
@@ -142,6 +141,7 @@ def _follow(talking: Session, scan_id: str) -> None:
         with progress_line() as line:
             talking.wait(scan_id, line.show if line.active else None)
     except KeyboardInterrupt:
+        interrupts.taken()
         talking.cancel_and_wait(scan_id, CANCEL_WITHIN_S)
         raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Any
 
@@ -12,6 +11,7 @@ from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ScanState, UsageError
+from orchestrator import interrupts
 from orchestrator.cli.common import path_bytes, settings_of, spoken, state_option
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.cli.scan import CANCEL_WITHIN_S
@@ -43,8 +43,7 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
         running = folder.running()
         who = f" (process {running.pid})" if running is not None else ""
         raise UsageError(f"a stack runs already on {folder.path}{who}; stop it, or choose another --state")
-    # TERM ends it as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupts.catch()
     with (
         running_stack(
             settings, folder, workers=default_workers(settings), full=True, piped=True, host=host
@@ -68,9 +67,10 @@ def _serve(stack: Stack, roots: list[bytes], once: bool) -> int:
             return 1 if failed else 0
         _say("Scanning on schedule. Press Ctrl-C to stop.")
         while True:
+            interrupts.check()
             stack.pump(0.5)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts.taken()
         _say("stopping: what runs is ended first; press Ctrl-C again to stop at once")
         stack.drain()
         return 0
@@ -82,6 +82,7 @@ def _first_scan(talking: Session, tenant: Tenant) -> Scan:
         with progress_line() as line:
             ended = talking.wait(scan_id, line.show if line.active else None)
     except KeyboardInterrupt:
+        interrupts.taken()
         talking.cancel_and_wait(scan_id, CANCEL_WITHIN_S)
         raise
     with reading(talking.engine) as connection:

@@ -18,6 +18,7 @@ from typing import NoReturn, TextIO
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -76,11 +77,15 @@ def fork(name: str, work: Callable[[], None], *, piped: bool) -> Child:
     parent = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
+    # An interrupt in the hooks that Python runs at a fork would be printed and forgotten: it waits until after.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     pid = os.fork()
     if pid == 0:
         _become_child(parent, ends)
         _run(name, work)
-    return _started(name, pid, ends)
+    child = _started(name, pid, ends)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
+    return child
 
 
 def spawn(name: str, command: Sequence[str], *, piped: bool) -> Child:
@@ -91,8 +96,9 @@ def spawn(name: str, command: Sequence[str], *, piped: bool) -> Child:
 def _become_child(parent: int, ends: tuple[int, int] | None) -> None:
     os.setsid()
     die_with_parent(parent)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _INTERRUPTS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
     silence = os.open(os.devnull, os.O_RDWR)
     os.dup2(silence, 0)
     output = 2 if ends is None else ends[1]
