@@ -81,7 +81,9 @@ def _parse(cursor: str) -> tuple[int, int, str]:
             raise ValueError("not as make_cursor writes it")
         return fence, n, mark
     except (ValueError, binascii.Error, UnicodeError) as error:
-        raise CursorLost(f"{cursor!r} is no cursor of this feed; read `files`, then follow from its cursor") from error
+        raise CursorLost(
+            f"{cursor!r} is no cursor of this feed; read `files`, then follow from the last scan's cursor"
+        ) from error
 
 
 def after(connection: Connection, tenant_id: int, cursor: str | None, limit: int) -> Sequence[Change]:

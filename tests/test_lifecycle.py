@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator import interrupts
-from tests import trees
+from tests import processes, trees
 from tests.command import Command, each_change_once
 from tests.trees import Dir, File, apply_feed, build, listing
 from tests.waiting import wait_until
@@ -140,6 +141,35 @@ def test_the_schedule_scans_by_itself(cli: Command, small: bytes) -> None:
         )
         assert ended[-1]["trigger"] == "schedule"
     assert cli.index("small") == listing(small)
+
+
+def test_a_scan_whose_worker_is_killed_goes_on_without_waiting_for_its_lease(cli: Command, many: bytes) -> None:
+    with cli.start("scan", many, "--json") as scan:
+        wait_until(lambda: files_in(cli.state) > 1000, 30, "the scan is in the middle")
+        pools = [pid for pid in scan.descendants() if len(processes.descendants(pid)) >= 2 and pid != scan.pid]
+        os.kill(pools[0], signal.SIGKILL)
+        ended = scan.wait(40)  # the lease is 60 s
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["state"] == "succeeded"
+
+
+def test_who_reads_only_the_beginning_is_no_error(cli: Command, many: bytes) -> None:
+    name = cli.scan(many)["tenant"]
+    shell = ["bash", "-c", '"$@" | head -1', "-", *cli.argv("files", name)]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert (done.stderr, len(done.stdout.splitlines())) == ("", 1)
+    shell = ["bash", "-c", '"$@" > /dev/full', "-", *cli.argv("tenant", "list")]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("strandline: ") and "Traceback" not in done.stderr
+
+
+def test_term_ends_a_stack_that_a_script_started_in_the_background(cli: Command, small: bytes) -> None:
+    # A shell without job control starts what runs in the background with Ctrl-C ignored.
+    shell = ["sh", "-c", '"$@" & wait', "-", *cli.argv("up", "--dir", small)]
+    with processes.start(shell) as stack:
+        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
+        os.kill(json.loads((cli.state / "stack.json").read_text())["pid"], signal.SIGTERM)
+        assert stack.wait_gone(25) == set()
 
 
 class Finalized:

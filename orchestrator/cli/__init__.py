@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from importlib.metadata import version
 
@@ -59,6 +60,7 @@ def main() -> None:
     """Run a command; its exit status is 0 done, 1 done with something wrong, 2 wrong usage, 130 interrupted."""
     try:
         group(prog_name="strandline", standalone_mode=False)
+        sys.stdout.flush()
     except StrandlineError as error:
         click.echo(f"strandline: {error}", err=True)
         sys.exit(error.exit_code)
@@ -68,6 +70,14 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("strandline: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except BrokenPipeError:  # who read this has had enough, as `| head` does
+        _forget_output()
+    except OSError as error:
+        _forget_output()
+        click.echo(f"strandline: {error}", err=True)
+        sys.exit(2)
+
+
+def _forget_output() -> None:
+    """What is still buffered for stdout goes nowhere, and so cannot fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

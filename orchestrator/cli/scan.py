@@ -122,6 +122,7 @@ def _to_end(settings: Settings, ask: Callable[[Session], str], as_json: bool) ->
             try:
                 if scan_id is None:
                     scan_id = ask(talking)
+                    _tell_of_another(talking, scan_id)
                 talking.tick()
                 _follow(talking, scan_id)
             except StackGone:
@@ -133,6 +134,13 @@ def _to_end(settings: Settings, ask: Callable[[Session], str], as_json: bool) ->
                 summary(document)
             sys.stdout.flush()  # before the stack is stopped: who reads this need not wait for that
             return document
+
+
+def _tell_of_another(talking: Session, scan_id: str) -> None:
+    with reading(talking.engine) as connection:
+        scan = scans.get(connection, scan_id)
+        if scan is not None and scan.state == ScanState.QUEUED and scans.any_running(connection, scan.tenant_id):
+            click.echo("a scan of this tenant that is under way, or was cut off, is ended first", err=True)
 
 
 def _follow(talking: Session, scan_id: str) -> None:

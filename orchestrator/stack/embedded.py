@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from sqlalchemy import Engine
+
 from db import schema, shards
 from db.engine import connect, writing
 from db.types import StrandlineError
@@ -68,11 +70,16 @@ class Stack:
         engine = connect(self.settings.database_url)
         try:
             schema.migrate(engine)
-            if engine.dialect.name == "sqlite":
-                with writing(engine) as connection:
-                    shards.release_all(connection)
+            self._give_back_shards(engine)
         finally:
             engine.dispose()
+
+    @staticmethod
+    def _give_back_shards(engine: Engine) -> None:
+        """No worker is alive: nobody holds a shard. (Others may share a PostgreSQL; there the leases run out.)"""
+        if engine.dialect.name == "sqlite":
+            with writing(engine) as connection:
+                shards.release_all(connection)
 
     def _role(self, name: str, work: Callable[[], None]) -> None:
         self._starters[name] = lambda: processes.fork(name, work, piped=self._piped)
@@ -96,6 +103,8 @@ class Stack:
             elif now >= self._restart_at[name]:
                 del self._restart_at[name]
                 child.kill()  # what it may have left behind
+                if name == "worker":
+                    self._give_back_shards(self.app.runtime.engine)
                 self._start(name)
 
     def drain(self) -> None:
