@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, literal, select, update
 
 from db import tree
 from db.scans import Scan
@@ -105,14 +105,3 @@ def delete_noted(connection: Connection, scan: Scan, limit: int) -> bool:
         tree.delete_directories(connection, scan.tenant_id, ids)
         connection.execute(delete(vanished).where(v.scan_id == scan.id, v.directory_id.in_(ids)))
     return bool(ids)
-
-
-def forget(connection: Connection, scan: Scan) -> None:
-    """Drop the notes of a finish that keeps everything."""
-    connection.execute(delete(vanished).where(vanished.c.scan_id == scan.id))
-
-
-def count(connection: Connection, scan: Scan) -> int:
-    """Number of noted directories."""
-    query = select(func.count()).select_from(vanished).where(vanished.c.scan_id == scan.id)
-    return int(connection.execute(query).scalar_one())

@@ -14,6 +14,7 @@ from db.scans import Scan
 from db.tenants import Tenant
 from db.tree import IndexedFile
 from db.types import ENDED
+from tasks.core.profile import profile_named
 
 LISTED_ERRORS = 100
 
@@ -53,6 +54,7 @@ def tenant_document(tenant: Tenant) -> dict[str, Any]:
         if tenant.watermark_fence is not None
         else None,
         "filesystem": tenant.filesystem,
+        "cannot_see": profile_named(tenant.filesystem).cannot_see if tenant.filesystem is not None else None,
     }
 
 

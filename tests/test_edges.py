@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from db import schema, tenants
 from db.changes import Change
+from db.engine import connect, writing
 from db.tenants import NAME
 from db.tree import IndexedFile
 from db.types import Strategy, UsageError
@@ -331,3 +333,17 @@ def test_every_refusal_is_one_line_that_can_be_printed(monkeypatch: pytest.Monke
             patched.setenv(variable, value)
             settings.load()
         assert str(refused.value).isprintable()
+
+
+def test_a_tenants_document_says_what_cannot_be_seen_on_its_file_system(tmp_path):
+    engine = connect(f"sqlite:///{tmp_path}/test.db")
+    schema.migrate(engine)
+    with writing(engine) as connection:
+        tenant = tenants.add(connection, name="t", root=b"/t", tier="standard", interval_s=60, algorithm="sha256")
+        assert documents.tenant_document(tenant)["cannot_see"] is None
+        for filesystem, seen_whole in {"ext4": True, "vfat": False}.items():
+            tenants.note_root(connection, tenant.id, filesystem=filesystem, inode=1)
+            document = documents.tenant_document(tenants.get(connection, "t"))
+            assert (document["cannot_see"] is None) == seen_whole
+    assert "size and mtime" in document["cannot_see"]
+    engine.dispose()

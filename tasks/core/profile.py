@@ -57,3 +57,8 @@ _KNOWN = {
 def profile_of(magic: int) -> Profile:
     """The profile of a file system, by the `f_type` that statfs tells."""
     return _KNOWN.get(magic, _UNKNOWN)
+
+
+def profile_named(name: str) -> Profile:
+    """The profile by the name that a tenant's row keeps."""
+    return next((profile for profile in _KNOWN.values() if profile.name == name), _UNKNOWN)
