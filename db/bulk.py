@@ -53,16 +53,14 @@ def _with_ids_as_stored(connection: Connection, table: Table, columns: Sequence[
     places = {i for i, column in enumerate(columns) if isinstance(table.c[column].type, Uuid)}
     if not places:
         return rows
-    on_sqlite = connection.dialect.name == "sqlite"
     return [
-        tuple(_id_as_stored(value, on_sqlite) if i in places else value for i, value in enumerate(row)) for row in rows
+        tuple(id_as_stored(connection, value) if i in places else value for i, value in enumerate(row)) for row in rows
     ]
 
 
-def _id_as_stored(value: str | None, on_sqlite: bool) -> uuid.UUID | str | None:
-    if value is None:
-        return None
-    return value.replace("-", "") if on_sqlite else uuid.UUID(value)
+def id_as_stored(connection: Connection, value: str) -> uuid.UUID | str:
+    """A scan's id as the driver wants it."""
+    return value.replace("-", "") if connection.dialect.name == "sqlite" else uuid.UUID(value)
 
 
 def _pg_type(table: Table, column: str) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, case, exists, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
-from db.tables import changes, directories, scan_errors, scans, shards, tenants
+from db.tables import changes, directories, scan_errors, scans, shards, tenants, vanished
 from db.types import Kind, ScanState, Strategy, Trigger, UsageError, new_scan_id
 
 
@@ -26,8 +27,11 @@ class Scan:
     reason: str | None
     trigger: str
     full: bool
+    verify: bool
+    confirms: int | None
     state: str
     verdict: str | None
+    doubt: str | None
     ending: str | None
     error: str | None
     requested_at: datetime
@@ -45,11 +49,20 @@ class Scan:
     unchanged: int
     hashed_files: int
     hashed_bytes: int
+    verified_files: int
+    silent_changes: int
+    verify_from: int
+    verify_to: int
     skipped_total: int
     errors_total: int
     shards: int
     attempts: int
     peak_memory_bytes: int
+
+    @property
+    def judged_fence(self) -> int | None:
+        """What was gone by this fence is judged: by its own, unless it carries out what was confirmed earlier."""
+        return self.fence if self.confirms is None else self.confirms
 
 
 _COLUMNS = [scans.c[name] for name in Scan.__slots__]
@@ -85,26 +98,29 @@ def in_state(connection: Connection, state: ScanState, tenant_id: int | None = N
     return [_scan(row) for row in connection.execute(query.order_by(scans.c.requested_at)).mappings()]
 
 
-def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: bool = False) -> tuple[Scan, bool]:
+def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: bool = False, verify: bool = False,
+            confirms: int | None = None) -> tuple[Scan, bool]:  # fmt: skip
     """Ask for a scan: the tenant's queued one, widened, or a new one. Returns it, and whether it is new.
 
     A running scan is never joined: what it has passed already would be missed.
     """
+    confirmed = scans.c.confirms
+    wider = {} if confirms is None else {"confirms": case((confirmed > confirms, confirmed), else_=confirms)}
     for _ in range(2):
         queued = connection.execute(
             update(scans)
             .where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.QUEUED)
-            .values(full=scans.c.full | full)
+            .values(full=scans.c.full | full, verify=scans.c.verify | verify, **wider)
             .returning(scans.c.id)
-        ).scalar()
+        ).scalar()  # fmt: skip
         if queued is not None:
             return _must(get(connection, queued)), False
         scan_id = new_scan_id()
         try:
             with connection.begin_nested():
                 connection.execute(
-                    insert(scans).values(id=scan_id, tenant_id=tenant_id, trigger=trigger, full=full,
-                                         state=ScanState.QUEUED, requested_at=clock())
+                    insert(scans).values(id=scan_id, tenant_id=tenant_id, trigger=trigger, full=full, verify=verify,
+                                         confirms=confirms, state=ScanState.QUEUED, requested_at=clock())
                 )  # fmt: skip
             return _must(get(connection, scan_id)), True
         except IntegrityError:
@@ -135,13 +151,15 @@ def any_running(connection: Connection, tenant_id: int) -> bool:
     return connection.execute(query).first() is not None
 
 
-def set_running(connection: Connection, scan_id: str, *, fence: int, strategy: Strategy, reason: str) -> bool:
-    """Queued → running. False where it is no longer queued."""
+def set_running(connection: Connection, scan_id: str, *, fence: int, strategy: Strategy, reason: str,
+                verified: tuple[int, int] = (0, 0)) -> bool:  # fmt: skip
+    """Queued → running; `verified`: whose turn it is to be verified. False where it is no longer queued."""
     query = (
         update(scans)
         .where(scans.c.id == scan_id, scans.c.state == ScanState.QUEUED)
-        .values(state=ScanState.RUNNING, fence=fence, strategy=strategy, reason=reason, started_at=clock())
-    )
+        .values(state=ScanState.RUNNING, fence=fence, strategy=strategy, reason=reason, started_at=clock(),
+                verify_from=verified[0], verify_to=verified[1])
+    )  # fmt: skip
     return connection.execute(query).rowcount == 1
 
 
@@ -155,10 +173,21 @@ def cancel_queued(connection: Connection, scan_id: str) -> bool:
     return connection.execute(query).rowcount == 1
 
 
-def store_verdict(connection: Connection, scan_id: str, verdict: str) -> None:
-    """Write finish's decision on deletions (delete | keep) before anything is done by it. The first one stands."""
+def store_verdict(connection: Connection, scan_id: str, verdict: str, doubt: str | None = None) -> None:
+    """Write finish's decision on deletions (delete | keep, with the doubt that made it so) before anything is done
+    by it. The first one stands.
+    """
     query = update(scans).where(scans.c.id == scan_id, scans.c.verdict.is_(None))
-    connection.execute(query.values(verdict=verdict))
+    connection.execute(query.values(verdict=verdict, doubt=doubt))
+
+
+def known_files(connection: Connection, scan: Scan) -> int:
+    """Files that the directories of the index hold, as last listed, without those that this fence added."""
+    d, c = directories.c, changes.c
+    held = select(func.coalesce(func.sum(d.files), 0)).where(d.tenant_id == scan.tenant_id)
+    held = held.where(~exists().where(vanished.c.scan_id == scan.id, vanished.c.directory_id == d.id))
+    added = select(func.count()).where(c.tenant_id == scan.tenant_id, c.fence == scan.fence, c.kind == Kind.ADDED)
+    return int(connection.execute(held).scalar_one()) - int(connection.execute(added).scalar_one())
 
 
 def decide_ending(connection: Connection, scan_id: str, ending: ScanState, error: str | None) -> bool:
@@ -178,7 +207,10 @@ def publish(connection: Connection, scan: Scan, state: ScanState) -> None:
     values |= _change_totals(connection, scan)
     values["unchanged"] = max(0, values["files"] - values["added"] - values["modified"] - values["moved"])
     query = update(scans).where(scans.c.id == scan.id, scans.c.state == ScanState.RUNNING)
-    connection.execute(query.values(state=state, finished_at=clock(), **values))
+    error = scan.error
+    if state == ScanState.SUSPECT:
+        error = f"{scan.doubt}; nothing was deleted. If that is right: strandline confirm {scan.id}"
+    connection.execute(query.values(state=state, error=error, finished_at=clock(), **values))
 
 
 def _index_totals(connection: Connection, scan: Scan) -> dict[str, int]:
@@ -202,7 +234,8 @@ def _change_totals(connection: Connection, scan: Scan) -> dict[str, int]:
 
 def _shard_totals(connection: Connection, scan: Scan) -> dict[str, int]:
     s = shards.c
-    summed = ("hashed_files", "hashed_bytes", "other", "errors_total", "directories_unchanged")
+    summed = ("hashed_files", "hashed_bytes", "verified_files", "silent_changes", "skipped_total", "other",
+              "errors_total", "directories_unchanged")  # fmt: skip
     query = select(
         *(func.coalesce(func.sum(s[name]), 0) for name in summed),
         func.coalesce(func.sum(s.attempt), 0),
@@ -214,10 +247,30 @@ def _shard_totals(connection: Connection, scan: Scan) -> dict[str, int]:
     return totals | {"attempts": int(attempts), "shards": int(count), "peak_memory_bytes": int(peak or 0)}
 
 
+# The operation under which a place is noted that is left out on purpose: no error.
+SKIP = "skip"
+
+
+def error_key(path: bytes, operation: str) -> bytes:
+    """What a note of a scan is found by: a path may be too long for an index."""
+    return hashlib.blake2b(operation.encode() + b"\0" + path, digest_size=16).digest()
+
+
 def errors_of(connection: Connection, scan_id: str, limit: int) -> Sequence[tuple[bytes, str, str]]:
     """What a scan could not look at: (path, operation, error), by path."""
+    return _notes(connection, scan_id, scan_errors.c.operation != SKIP, limit)
+
+
+def skipped_of(connection: Connection, scan_id: str, limit: int) -> Sequence[tuple[bytes, str]]:
+    """What a scan left out on purpose: (path, reason), by path."""
+    notes = _notes(connection, scan_id, scan_errors.c.operation == SKIP, limit)
+    return [(path, reason) for path, _, reason in notes]
+
+
+def _notes(connection: Connection, scan_id: str, which: ColumnElement[bool],
+           limit: int) -> Sequence[tuple[bytes, str, str]]:  # fmt: skip
     e = scan_errors.c
-    query = select(e.path, e.operation, e.error).where(e.scan_id == scan_id).order_by(e.path, e.operation)
+    query = select(e.path, e.operation, e.error).where(e.scan_id == scan_id, which).order_by(e.path, e.operation)
     return [(row.path, row.operation, row.error) for row in connection.execute(query.limit(limit))]
 
 

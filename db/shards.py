@@ -159,14 +159,14 @@ def release_all(connection: Connection) -> int:
     ).rowcount  # fmt: skip
 
 
-def complete(connection: Connection, lease: Lease, *, peak_memory_bytes: int, directories_unchanged: int = 0,
-             other: int = 0) -> None:  # fmt: skip
+def complete(connection: Connection, lease: Lease, *, peak_memory_bytes: int, place: str | None = None,
+             directories_unchanged: int = 0, other: int = 0) -> None:  # fmt: skip
     """Leased → done. The caller holds the scan's lock. Raises LeaseLost."""
     query = (
         update(shards)
         .where(_held(lease))
         .values(state=ShardState.DONE, token=None, lease_until=None, sent_until=None, error=None,
-                directories_unchanged=directories_unchanged, other=other,
+                directories_unchanged=directories_unchanged, other=other, place=place,
                 peak_memory_bytes=func.max(shards.c.peak_memory_bytes, peak_memory_bytes)
                 if connection.dialect.name == "sqlite"
                 else func.greatest(shards.c.peak_memory_bytes, peak_memory_bytes))
@@ -220,6 +220,12 @@ def any_not_done(connection: Connection, scan_id: str) -> bool:
     s = shards.c
     query = select(s.number).where(s.scan_id == scan_id, s.number != FINISH, s.state != ShardState.DONE).limit(1)
     return connection.execute(query).first() is not None
+
+
+def places(connection: Connection, scan_id: str) -> set[str]:
+    """Which folders the root was to the shards that are done."""
+    query = select(shards.c.place).where(shards.c.scan_id == scan_id, shards.c.place.is_not(None)).distinct()
+    return {str(row.place) for row in connection.execute(query)}
 
 
 def in_flight(connection: Connection) -> int:

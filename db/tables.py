@@ -70,8 +70,17 @@ tenants = Table(
     Column("watermark_started_at", Instant),
     Column("watermark_files", BigInteger),
     _count("pruned_fence"),  # changes up to this fence are no longer kept
-    Column("filesystem", String(32)),  # type, as last seen
-    Column("root_inode", BigInteger),  # identity of the root at the last complete scan
+    Column("filesystem", String(32)),  # identity of the root at the last complete scan: the file system's type …
+    Column("root_inode", BigInteger),  # … and the folder's inode
+    Column("ignore", Text, nullable=False, server_default="[]"),  # JSON list of patterns, weaker than any rule file
+    Column("gitignore", Boolean, nullable=False, server_default=text("false")),  # obey .gitignore files too
+    Column("cross_mounts", Boolean, nullable=False, server_default=text("false")),  # enter other file systems below
+    Column("large_file", String(16), nullable=False, server_default="full"),  # digest of large ones: see policy.py
+    Column("large_file_bytes", BigInteger),  # from so many bytes a file is large; none: never
+    Column("deletion_limit", Integer, nullable=False, server_default="30"),  # percent of the files; past it: suspect
+    Column("verify_at", Instant),  # the rotating verification has come as far as it should by then …
+    _count("verify_place"),  # … and this is where, in 32 bits of the places of directories
+    _count("silent_changes"),  # found by verification under an equal stat, since ever
     CheckConstraint("interval_s > 0", name="interval_s"),
 )
 
@@ -86,8 +95,11 @@ scans = Table(
     Column("reason", Text),  # of the strategy
     Column("trigger", String(16), nullable=False),
     Column("full", Boolean, nullable=False, server_default=text("false")),  # asked for: trust no fingerprint
+    Column("verify", Boolean, nullable=False, server_default=text("false")),  # asked for: hash what is equal, too
+    Column("confirms", BigInteger),  # asked for: what was gone by this fence may go, however much it is
     Column("state", String(16), nullable=False),
     Column("verdict", String(16)),  # finish's decision on deletions, stored before it is applied: delete | keep
+    Column("doubt", Text),  # why its deletions are doubted; with the verdict keep it ends suspect
     Column("ending", String(16)),  # decided before the finish: cancelled | failed
     Column("error", Text),  # why
     Column("requested_at", Instant, nullable=False),
@@ -105,6 +117,10 @@ scans = Table(
     _count("unchanged"),
     _count("hashed_files"),
     _count("hashed_bytes"),
+    _count("verified_files"),  # hashed although their stat was equal
+    _count("silent_changes"),  # of these: found to be other than recorded
+    _count("verify_from"),  # places of directories whose files are verified, of 2³²: from …
+    _count("verify_to"),  # … to before this one
     _count("skipped_total"),
     _count("errors_total"),
     _count("shards"),
@@ -145,9 +161,13 @@ shards = Table(
     _count("sequence"),  # last number given to a change of this shard
     Column("entry", LargeBinary),  # careful mode: the path about to be touched
     Column("error", Text),  # of the last failed attempt
+    Column("place", Text),  # which folder the root was to it: file system and inode
     _count("directories_unchanged"),
     _count("hashed_files"),
     _count("hashed_bytes"),
+    _count("verified_files"),
+    _count("silent_changes"),
+    _count("skipped_total"),
     _count("other"),
     _count("errors_total"),
     _count("peak_memory_bytes"),
@@ -169,7 +189,7 @@ directories = Table(
     Column("path", LargeBinary, nullable=False),
     Column("order_key", LargeBinary, nullable=False),  # path with / as NUL, cut to 1,024 bytes: depth-first order
     Column("inode", BigInteger),
-    Column("mount", BigInteger),  # device number; means something within one boot of one node only
+    Column("mount", BigInteger),  # of the root of another file system: statfs's f_type
     Column("fingerprint", LargeBinary),  # 16 bytes over its entries; none: its rows must be compared
     _count("files"),  # files and symlinks in it
     _count("bytes"),  # of these files
@@ -179,11 +199,15 @@ directories = Table(
     Column("listed", BigInteger),  # last fence whose listing differed from the rows
     Column("gone", BigInteger),  # first fence that missed it in its parent's listing
     Column("gone_reason", String(16)),
+    Column("ranges", Integer),  # huge: its entries are in so many rows of directory_ranges
+    Column("name_hash", BigInteger),  # of its name, if its parent is huge
     UniqueConstraint("tenant_id", "parent_id", "name"),
     Index("ix_directories_order", "tenant_id", "order_key", "id"),
     Index("ix_directories_inode", "tenant_id", "inode"),
     Index("ix_directories_owner", "tenant_id", "owner", postgresql_where=text("owner IS NOT NULL"),
           sqlite_where=text("owner IS NOT NULL")),
+    Index("ix_directories_name_hash", "tenant_id", "parent_id", "name_hash",
+          postgresql_where=text("name_hash IS NOT NULL"), sqlite_where=text("name_hash IS NOT NULL")),
     Index("ix_directories_gone", "tenant_id", "gone", postgresql_where=text("gone IS NOT NULL"),
           sqlite_where=text("gone IS NOT NULL")),
     _one_of("gone_reason", Gone),
@@ -191,15 +215,16 @@ directories = Table(
     CheckConstraint("fingerprint IS NULL OR (length(fingerprint) = 16 AND listed IS NOT NULL)", name="fingerprint"),
 )  # fmt: skip
 
-# A part of a huge directory: the names whose 32-bit hash falls into range `number` of `ranges` equal ones.
+# A part of a huge directory: the names whose 32-bit hash falls into range `number` of so many equal ones.
 directory_ranges = Table(
     "directory_ranges",
     metadata,
     Column("tenant_id", BigInteger, primary_key=True, autoincrement=False),
     Column("directory_id", BigInteger, primary_key=True, autoincrement=False),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("ranges", Integer, nullable=False),  # a power of two
     Column("fingerprint", LargeBinary),
+    _count("files"),
+    _count("bytes"),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("listed", BigInteger),
 )
@@ -219,14 +244,18 @@ files = Table(
     Column("inode", BigInteger, nullable=False),
     Column("unsettled", String(16)),  # set: this stat equals nothing, look again
     Column("digest", LargeBinary),  # none: a symlink, or a file that was never read (invisible outside)
-    Column("algorithm", String(16)),
-    Column("policy", String(16)),  # how much of the content the digest covers; none: all
+    Column("algorithm", String(16)),  # says also how much of the content the digest covers
     Column("target", LargeBinary),  # of a symlink
     Column("changed", BigInteger, nullable=False),  # fence that last reported a change of it
+    Column("hashed", BigInteger),  # fence that last hashed it; none: the one that added it
+    Column("hashed_because", String(64)),  # the fields of stat that had moved then
     Column("gone", BigInteger),
     Column("gone_reason", String(16)),
-    Index("ix_files_gone", "tenant_id", "gone", postgresql_where=text("gone IS NOT NULL"),
+    Column("name_hash", BigInteger),  # of its name, if its directory is huge
+    Index("ix_files_gone", "tenant_id", "directory_id", "name", postgresql_where=text("gone IS NOT NULL"),
           sqlite_where=text("gone IS NOT NULL")),
+    Index("ix_files_name_hash", "tenant_id", "directory_id", "name_hash",
+          postgresql_where=text("name_hash IS NOT NULL"), sqlite_where=text("name_hash IS NOT NULL")),
     CheckConstraint("(type = 'symlink') = (target IS NOT NULL)", name="target"),
     sqlite_with_rowid=False,
 )  # fmt: skip
@@ -265,13 +294,30 @@ scan_errors = Table(
     Column("error", Text, nullable=False),
 )
 
-# Scratch of finish: the directories below those that its verdict deletes.
+# Scratch of finish: the directories that are gone, with all below them.
 vanished = Table(
     "vanished",
     metadata,
     Column("scan_id", Uuid(as_uuid=False), ForeignKey("scans.id", ondelete="CASCADE"), primary_key=True),
     Column("directory_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("reason", String(16), nullable=False, server_default="absent"),  # of the topmost
     Column("expanded", Boolean, nullable=False, server_default=text("false")),
+)
+
+# Scratch of finish: the files that are gone, and beside them the additions that they may have become (moves).
+losses = Table(
+    "losses",
+    metadata,
+    Column("scan_id", Uuid(as_uuid=False), ForeignKey("scans.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", LargeBinary, primary_key=True),  # equal for equal content; empty: never paired
+    Column("inode", BigInteger, primary_key=True, autoincrement=False),
+    Column("gone", Boolean, primary_key=True),  # false: an addition
+    Column("directory_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", LargeBinary, primary_key=True),
+    Column("n", BigInteger),  # number of the change: of the addition itself, or of that which this file became
+    Column("reason", String(16)),  # of what is gone
+    Column("counted", Boolean, nullable=False),  # by the guard
+    sqlite_with_rowid=False,
 )
 
 # Blocks of ids that a process takes at once, so that rows can refer to one another before they are written.

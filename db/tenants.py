@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from db.tables import changes, directories, directory_ranges, files, scans, tena
 from db.types import UsageError
 
 ALGORITHMS = ("sha256", "blake3")
+LARGE_FILE = ("full", "partial", "skip")
+# Below this the first and last 64 KiB are all that there is.
+SMALLEST_LARGE_FILE = 128 << 10
 TIERS = ("standard", "priority", "background")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -40,6 +44,25 @@ class Tenant:
     pruned_fence: int
     filesystem: str | None
     root_inode: int | None
+    ignore: str
+    gitignore: bool
+    cross_mounts: bool
+    large_file: str
+    large_file_bytes: int | None
+    deletion_limit: int
+    verify_at: datetime | None
+    verify_place: int
+    silent_changes: int
+
+    @property
+    def patterns(self) -> list[str]:
+        """The tenant's own ignore patterns."""
+        return [str(pattern) for pattern in json.loads(self.ignore)]
+
+    @property
+    def place(self) -> tuple[str, int | None] | None:
+        """Which folder the root was at the last complete scan: file system, and inode where that is stable."""
+        return None if self.filesystem is None else (self.filesystem, self.root_inode)
 
 
 _COLUMNS = [tenants.c[name] for name in Tenant.__slots__]
@@ -67,28 +90,47 @@ def check_algorithm(algorithm: str) -> str:
     return algorithm
 
 
-def add(connection: Connection, *, name: str, root: bytes, tier: str, interval_s: int, algorithm: str) -> Tenant:
-    """Register a tenant. Raises UsageError for a bad value, a name that is taken, or a root that overlaps another's."""
+def add(connection: Connection, *, name: str, root: bytes, tier: str, interval_s: int, algorithm: str,
+        **policy: Any) -> Tenant:  # fmt: skip
+    """Register a tenant; `policy` are other columns that `change` may set. Raises UsageError for a bad value, a name
+    that is taken, or a root that overlaps another's.
+    """
     check_name(name)
-    _check_values(tier=tier, interval_s=interval_s, algorithm=algorithm)
+    policy = _checked(tier=tier, interval_s=interval_s, algorithm=algorithm, **policy)
     _refuse_overlap(connection, root)
     if by_name(connection, name) is not None:
         raise UsageError(f"tenant {name!r} exists already; choose another name")
-    row = {"name": name, "root": root, "tier": tier, "interval_s": interval_s, "algorithm": algorithm}
     try:
-        connection.execute(insert(tenants).values(created_at=clock(), **row))
+        connection.execute(insert(tenants).values(created_at=clock(), name=name, root=root, **policy))
     except IntegrityError as error:
         raise UsageError(f"tenant {name!r} or its root was registered by somebody else just now") from error
     return get(connection, name)
 
 
-def _check_values(**values: Any) -> None:
+def _checked(**values: Any) -> dict[str, Any]:
+    """The values, as they are stored. Raises UsageError."""
     if "algorithm" in values:
         check_algorithm(values["algorithm"])
     if "tier" in values and values["tier"] not in TIERS:
         raise UsageError(f"unknown tier {values['tier']!r}: use one of {', '.join(TIERS)}")
     if "interval_s" in values and not 1 <= values["interval_s"] <= 366 * 86400:
         raise UsageError(f"interval {values['interval_s']} is not between 1 second and 366 days")
+    if "large_file" in values and values["large_file"] not in LARGE_FILE:
+        raise UsageError(f"unknown policy {values['large_file']!r} for large files: use {', '.join(LARGE_FILE)}")
+    if "large_file_bytes" in values and values["large_file_bytes"] < SMALLEST_LARGE_FILE:
+        raise UsageError(f"files of {values['large_file_bytes']} bytes are not large: from {SMALLEST_LARGE_FILE} on")
+    if "deletion_limit" in values and not 1 <= values["deletion_limit"] <= 100:
+        raise UsageError(f"deletion limit {values['deletion_limit']} is not between 1 and 100 percent")
+    if "ignore" in values:
+        values["ignore"] = json.dumps(_patterns(values["ignore"]))
+    return values
+
+
+def _patterns(given: Sequence[str]) -> list[str]:
+    for pattern in given:
+        if "\n" in pattern or "\0" in pattern:
+            raise UsageError(f"ignore pattern {pattern!r} holds a line feed or a NUL: give one pattern at a time")
+    return [pattern for pattern in given if pattern]
 
 
 def _refuse_overlap(connection: Connection, root: bytes) -> None:
@@ -155,8 +197,10 @@ def lock(connection: Connection, tenant_id: int) -> None:
 
 
 def change(connection: Connection, tenant_id: int, **values: Any) -> None:
-    """Set columns: tier, interval_s, algorithm, enabled, next_scan_at. Raises UsageError for a bad value."""
-    _check_values(**values)
+    """Set columns: tier, interval_s, algorithm, ignore (a list of patterns), gitignore, cross_mounts, large_file,
+    large_file_bytes, deletion_limit, enabled, next_scan_at. Raises UsageError for a bad value.
+    """
+    values = _checked(**values)
     connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(**values))
 
 
@@ -190,6 +234,15 @@ def next_fence(connection: Connection, tenant_id: int) -> int:
     return int(connection.execute(query.returning(tenants.c.fence)).scalar_one())
 
 
+def note_verified(connection: Connection, tenant_id: int, *, until: datetime, place: int, silent_changes: int) -> None:
+    """How far the rotating verification has come, and what it found."""
+    connection.execute(
+        update(tenants)
+        .where(tenants.c.id == tenant_id)
+        .values(verify_at=until, verify_place=place, silent_changes=tenants.c.silent_changes + silent_changes)
+    )
+
+
 def move_watermark(connection: Connection, tenant_id: int, *, fence: int, started_at: datetime, files: int) -> None:
     """Note the last complete scan; never backwards."""
     query = update(tenants).where(
@@ -200,8 +253,8 @@ def move_watermark(connection: Connection, tenant_id: int, *, fence: int, starte
     )  # fmt: skip
 
 
-def note_root(connection: Connection, tenant_id: int, *, filesystem: str, inode: int) -> None:
-    """Remember what the root looked like; writes only what differs."""
+def note_root(connection: Connection, tenant_id: int, *, filesystem: str, inode: int | None) -> None:
+    """Remember which place the root is; writes only what differs."""
     query = update(tenants).where(
         tenants.c.id == tenant_id,
         (tenants.c.filesystem.is_distinct_from(filesystem)) | (tenants.c.root_inode.is_distinct_from(inode)),

@@ -7,12 +7,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Engine, and_, cast, delete, false, func, insert, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Engine,
+    and_,
+    cast,
+    delete,
+    false,
+    func,
+    insert,
+    select,
+    true,
+    tuple_,
+    update,
+)
 from sqlalchemy.sql.expression import ColumnElement
 
+from db import ranges
 from db.bulk import merge, run_many
 from db.engine import writing
-from db.tables import directories, files, id_blocks
+from db.tables import directories, directory_ranges, files, id_blocks
 from db.types import FileType, KnownChild, KnownDirectory, KnownFile, Place, StaleDirectory
 
 ORDER_KEY_BYTES = 1024
@@ -41,9 +56,9 @@ class IndexedFile(NamedTuple):
 
 
 NEW_DIRECTORY = ("tenant_id", "id", "parent_id", "name", "path", "order_key", "inode", "fingerprint", "files", "bytes",
-                 "version", "born", "owner", "listed")  # fmt: skip
+                 "version", "born", "owner", "listed", "name_hash")  # fmt: skip
 FILE = ("tenant_id", "directory_id", "name", "type", "size", "mtime_ns", "ctime_ns", "inode", "unsettled", "digest",
-        "algorithm", "target", "changed", "gone", "gone_reason")  # fmt: skip
+        "algorithm", "target", "changed", "hashed", "hashed_because", "gone", "gone_reason", "name_hash")  # fmt: skip
 _FILE_CONFLICT = "ON CONFLICT (tenant_id, directory_id, name) DO UPDATE SET " + ", ".join(
     f"{name} = excluded.{name}" for name in FILE[3:]
 )
@@ -61,11 +76,15 @@ class TreeBatch:
     gone_children: list[tuple[Any, ...]] = field(default_factory=list)  # (fence, reason, tenant, id)
     files: list[tuple[Any, ...]] = field(default_factory=list)  # in the order of FILE
     gone_files: list[tuple[Any, ...]] = field(default_factory=list)  # (fence, reason, tenant, directory, name)
+    # (fingerprint, files, bytes, fence, tenant, directory, number, version): ranges of huge directories …
+    ranges: list[tuple[Any, ...]] = field(default_factory=list)
+    grown: list[tuple[Any, ...]] = field(default_factory=list)  # … (more files, more bytes, fence, tenant, directory)
+    mounts: list[tuple[Any, ...]] = field(default_factory=list)  # (f_type, tenant, id)
 
     def __len__(self) -> int:
         return (
             len(self.new_directories) + len(self.listed) + len(self.found_children) + len(self.gone_children)
-            + len(self.files) + len(self.gone_files)
+            + len(self.files) + len(self.gone_files) + len(self.ranges) + len(self.mounts)
         )  # fmt: skip
 
 
@@ -77,10 +96,23 @@ def write(connection: Connection, batch: TreeBatch) -> None:
         "WHERE tenant_id = ? AND id = ? AND version = ?",
         batch.listed,
     )
-    if matched != len(batch.listed):
-        raise StaleDirectory(f"{len(batch.listed) - matched} directories were written by somebody else meanwhile")
+    matched += run_many(
+        connection,
+        "UPDATE directory_ranges SET fingerprint = ?, files = ?, bytes = ?, listed = ?, version = version + 1 "
+        "WHERE tenant_id = ? AND directory_id = ? AND number = ? AND version = ?",
+        batch.ranges,
+    )
+    if matched != len(batch.listed) + len(batch.ranges):
+        missed = len(batch.listed) + len(batch.ranges) - matched
+        raise StaleDirectory(f"{missed} directories were written by somebody else meanwhile")
+    run_many(
+        connection,
+        "UPDATE directories SET files = files + ?, bytes = bytes + ?, listed = ? WHERE tenant_id = ? AND id = ?",
+        batch.grown,
+    )
     # No ON CONFLICT: the parent's version proves that its children are those that were compared.
     merge(connection, directories, NEW_DIRECTORY, [tuple(row) for row in batch.new_directories], "")
+    run_many(connection, "UPDATE directories SET mount = ? WHERE tenant_id = ? AND id = ?", batch.mounts)
     run_many(
         connection,
         "UPDATE directories SET inode = ?, gone = NULL, gone_reason = NULL WHERE tenant_id = ? AND id = ?",
@@ -130,6 +162,14 @@ def root_of(connection: Connection, tenant_id: int) -> int | None:
     return None if found is None else int(found)
 
 
+def size_of(connection: Connection, tenant_id: int) -> int:
+    """Bytes of all the tenant's files, as last listed."""
+    d = directories.c
+    return int(
+        connection.execute(select(func.coalesce(func.sum(d.bytes), 0)).where(d.tenant_id == tenant_id)).scalar_one()
+    )
+
+
 def add_root(connection: Connection, tenant_id: int, fence: int) -> int:
     """The row of a tenant's root, owned by shard 1 of its first scan."""
     number = take_block(connection) * IDS_PER_BLOCK
@@ -141,7 +181,10 @@ def add_root(connection: Connection, tenant_id: int, fence: int) -> int:
     return number
 
 
-_KNOWN = [directories.c[name] for name in ("id", "path", "order_key", "fingerprint", "version", "listed", "born")]
+_KNOWN = [
+    directories.c[name]
+    for name in ("id", "path", "order_key", "fingerprint", "version", "listed", "born", "ranges", "mount")
+]
 
 
 def range_page(connection: Connection, tenant_id: int, fence: int, after: Place | None, to: Place | None,
@@ -213,20 +256,44 @@ def cuts(connection: Connection, tenant_id: int, entries: int) -> Sequence[Place
     return [Place(row.order_key, row.id) for row in connection.execute(query)]
 
 
-def files_of(connection: Connection, tenant_id: int, directory_id: int) -> Mapping[bytes, KnownFile]:
-    """The rows of one directory's files, by name."""
+Hashes = tuple[int, int]
+
+
+def _within(name_hash: ColumnElement[int | None], hashes: Hashes | None) -> ColumnElement[bool]:
+    """Is the hash of the name in this part [from, to) of a huge directory? None: all of any directory."""
+    return true() if hashes is None else and_(name_hash >= hashes[0], name_hash < hashes[1])
+
+
+def known_directory(connection: Connection, tenant_id: int, directory_id: int) -> KnownDirectory | None:
+    """One directory, if it is (still) known."""
+    d = directories.c
+    row = connection.execute(select(*_KNOWN).where(d.tenant_id == tenant_id, d.id == directory_id)).first()
+    return None if row is None else KnownDirectory._make(row)
+
+
+def with_inode(connection: Connection, tenant_id: int, inode: int, limit: int) -> Sequence[int]:
+    """Directories that had this inode when they were last seen: a renamed one is known by its old name."""
+    d = directories.c
+    query = select(d.id).where(d.tenant_id == tenant_id, d.inode == inode).order_by(d.id).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
+def files_of(connection: Connection, tenant_id: int, directory_id: int,
+             hashes: Hashes | None = None) -> Mapping[bytes, KnownFile]:  # fmt: skip
+    """The rows of one directory's files, by name; of a huge one, of those whose name has such a hash."""
     f = files.c
     query = select(f.name, *(f[name] for name in KnownFile._fields)).where(
-        f.tenant_id == tenant_id, f.directory_id == directory_id
+        f.tenant_id == tenant_id, f.directory_id == directory_id, _within(f.name_hash, hashes)
     )
     return {row[0]: KnownFile._make(row[1:]) for row in connection.execute(query)}
 
 
-def children_of(connection: Connection, tenant_id: int, directory_id: int) -> Mapping[bytes, KnownChild]:
-    """The rows of one directory's child directories, by name."""
+def children_of(connection: Connection, tenant_id: int, directory_id: int,
+                hashes: Hashes | None = None) -> Mapping[bytes, KnownChild]:  # fmt: skip
+    """The rows of one directory's child directories, by name; of a huge one, as `files_of`."""
     d = directories.c
     query = select(d.name, *(d[name] for name in KnownChild._fields)).where(
-        d.tenant_id == tenant_id, d.parent_id == directory_id
+        d.tenant_id == tenant_id, d.parent_id == directory_id, _within(d.name_hash, hashes)
     )
     return {row[0]: KnownChild._make(row[1:]) for row in connection.execute(query)}
 
@@ -293,6 +360,7 @@ def removing(connection: Connection, tenant_id: int, ids: set[int]) -> Iterator[
 
 def delete_files(connection: Connection, tenant_id: int, keys: Sequence[tuple[int, bytes]]) -> None:
     """Remove file rows, given as (directory, name)."""
+    ranges.clear_fingerprints(connection, tenant_id, keys)
     with removing(connection, tenant_id, {directory for directory, _ in keys}):
         run_many(
             connection,
@@ -305,6 +373,10 @@ def delete_directories(connection: Connection, tenant_id: int, ids: Sequence[int
     """Remove directory rows (their files are gone already)."""
     d = directories.c
     ours = and_(d.tenant_id == tenant_id, d.id.in_(ids))
-    parents = {row[0] for row in connection.execute(select(d.parent_id).where(ours)) if row[0] is not None}
-    with removing(connection, tenant_id, parents):
+    query = select(d.parent_id, d.name).where(ours, d.parent_id.is_not(None))
+    places = [(row.parent_id, row.name) for row in connection.execute(query)]
+    ranges.clear_fingerprints(connection, tenant_id, places)
+    with removing(connection, tenant_id, {parent for parent, _ in places}):
+        r = directory_ranges.c
+        connection.execute(delete(directory_ranges).where(r.tenant_id == tenant_id, r.directory_id.in_(ids)))
         connection.execute(delete(directories).where(ours))

@@ -10,6 +10,7 @@ import time
 import uuid
 from enum import StrEnum
 from typing import NamedTuple
+from zlib import crc32
 
 
 class ScanState(StrEnum):
@@ -113,6 +114,8 @@ class KnownDirectory(NamedTuple):
     version: int
     listed: int | None
     born: int
+    ranges: int | None = None  # it is huge: in so many ranges
+    mount: int | None = None  # the file system that is mounted on it, by f_type
 
 
 class KnownFile(NamedTuple):
@@ -129,6 +132,8 @@ class KnownFile(NamedTuple):
     target: bytes | None
     changed: int
     gone: int | None
+    hashed: int | None = None
+    hashed_because: str | None = None
 
 
 class KnownChild(NamedTuple):
@@ -167,6 +172,20 @@ def new_scan_id() -> str:
     value = (milliseconds << 80) | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | 0x7 << 76
     return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
+
+
+# A huge directory is kept in ranges of a 32-bit hash of its entries' names.
+HASHES = 1 << 32
+
+
+def name_hash(name: bytes) -> int:
+    """The 32-bit hash that puts an entry into a range."""
+    return crc32(name)
+
+
+def number_of(hashed: int, ranges: int) -> int:
+    """The range, of so many, that a hash is in."""
+    return hashed * ranges // HASHES
 
 
 class StaleDirectory(StrandlineError):

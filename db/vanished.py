@@ -1,58 +1,41 @@
-"""What a finish deletes: rows that are gone below directories that were listed in its fence, and all below those.
+"""The directories that a finish deletes: those gone below a place that was listed in its fence, and all below them.
 
 Everything here is done in batches, each of them idempotent: a finish that died is simply done again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, literal, select, update
 
 from db import tree
+from db.ranges import place_listed
 from db.scans import Scan
-from db.tables import directories, files, vanished
+from db.tables import directories, vanished
 
-
-class GoneFile(NamedTuple):
-    """A file row that is to be deleted."""
-
-    directory_id: int
-    name: bytes
-    folder: bytes
-    type: str
-    size: int
-    digest: bytes | None
-    algorithm: str | None
-    target: bytes | None
-    reason: str | None
-
-    @property
-    def path(self) -> bytes:
-        """Relative to the root."""
-        return self.folder + b"/" + self.name if self.folder else self.name
-
-    @property
-    def visible(self) -> bool:
-        """Was it ever in the feed? A file that was never read was not."""
-        return self.digest is not None or self.target is not None
+_COLUMNS = ["scan_id", "directory_id", "reason"]
 
 
 def collect(connection: Connection, scan: Scan) -> None:
-    """Begin: note the directories that are gone below a parent that was listed in this fence."""
+    """Begin: note the directories that are gone and that the scan may judge."""
     d, parent = directories.alias("d"), directories.alias("parent")
+    assert scan.fence is not None
     roots = (
-        select(literal(scan.id, vanished.c.scan_id.type), d.c.id)
+        select(_id_of(scan), d.c.id, d.c.gone_reason)
         .join(parent, and_(parent.c.tenant_id == d.c.tenant_id, parent.c.id == d.c.parent_id))
-        .where(d.c.tenant_id == scan.tenant_id, d.c.gone <= scan.fence, parent.c.listed == scan.fence)
-        .where(~_noted(scan, d.c.id))
+        .where(d.c.tenant_id == scan.tenant_id, d.c.gone <= scan.judged_fence, place_listed(parent, d, scan.fence))
+        .where(~noted(scan, d.c.id))
     )
-    connection.execute(insert(vanished).from_select(["scan_id", "directory_id"], roots))
+    connection.execute(insert(vanished).from_select(_COLUMNS, roots))
 
 
-def _noted(scan: Scan, directory_id: ColumnElement[int]) -> ColumnElement[bool]:
-    return exists().where(vanished.c.scan_id == scan.id, vanished.c.directory_id == directory_id)
+def _id_of(scan: Scan) -> ColumnElement[str]:
+    return literal(scan.id, vanished.c.scan_id.type)
+
+
+def noted(scan: Scan, directory_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """Is this directory among those that are gone?"""
+    note = vanished.alias("note").c  # of its own, since the query may join the table already
+    return exists().where(note.scan_id == scan.id, note.directory_id == directory_id)
 
 
 def expand(connection: Connection, scan: Scan, limit: int) -> bool:
@@ -62,39 +45,21 @@ def expand(connection: Connection, scan: Scan, limit: int) -> bool:
         select(v.directory_id).where(v.scan_id == scan.id, ~v.expanded).order_by(v.directory_id).limit(limit)
     ).scalars().all()  # fmt: skip
     children = (
-        select(literal(scan.id, v.scan_id.type), d.id)
+        select(_id_of(scan), d.id, v.reason)
+        .join(vanished, and_(v.scan_id == scan.id, v.directory_id == d.parent_id))
         .where(d.tenant_id == scan.tenant_id, d.parent_id.in_(ids))
-        .where(~_noted(scan, d.id))
+        .where(~noted(scan, d.id))
     )
-    connection.execute(insert(vanished).from_select(["scan_id", "directory_id"], children))
+    connection.execute(insert(vanished).from_select(_COLUMNS, children))
     connection.execute(update(vanished).where(v.scan_id == scan.id, v.directory_id.in_(ids)).values(expanded=True))
     return bool(ids)
 
 
-_GONE = [files.c.directory_id, files.c.name, directories.c.path, files.c.type, files.c.size, files.c.digest,
-         files.c.algorithm, files.c.target, files.c.gone_reason]  # fmt: skip
-_PARENT = and_(directories.c.tenant_id == files.c.tenant_id, directories.c.id == files.c.directory_id)
-
-
-def gone_files(connection: Connection, scan: Scan, limit: int) -> Sequence[GoneFile]:
-    """Files that were missing from a listing of this fence."""
-    query = (
-        select(*_GONE)
-        .join(directories, _PARENT)
-        .where(files.c.tenant_id == scan.tenant_id, files.c.gone <= scan.fence, directories.c.listed == scan.fence)
-    )
-    return [GoneFile._make(row) for row in connection.execute(query.limit(limit))]
-
-
-def files_below(connection: Connection, scan: Scan, limit: int) -> Sequence[GoneFile]:
-    """Files in the noted directories."""
-    query = (
-        select(*_GONE)
-        .join(directories, _PARENT)
-        .join(vanished, vanished.c.directory_id == files.c.directory_id)
-        .where(files.c.tenant_id == scan.tenant_id, vanished.c.scan_id == scan.id)
-    )
-    return [GoneFile._make(row) for row in connection.execute(query.limit(limit))]
+def clear(connection: Connection, scan: Scan, limit: int) -> bool:
+    """Forget up to `limit` notes; False when none is left."""
+    v = vanished.c
+    ids = select(v.directory_id).where(v.scan_id == scan.id).limit(limit)
+    return connection.execute(delete(vanished).where(v.scan_id == scan.id, v.directory_id.in_(ids))).rowcount > 0
 
 
 def delete_noted(connection: Connection, scan: Scan, limit: int) -> bool:

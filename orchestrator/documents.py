@@ -42,6 +42,12 @@ def tenant_document(tenant: Tenant) -> dict[str, Any]:
         "tier": tenant.tier,
         "interval_s": tenant.interval_s,
         "algorithm": tenant.algorithm,
+        "ignore": tenant.patterns,
+        "gitignore": tenant.gitignore,
+        "cross_mounts": tenant.cross_mounts,
+        "large_file": tenant.large_file,
+        "large_file_bytes": tenant.large_file_bytes,
+        "deletion_limit": tenant.deletion_limit,
         "enabled": tenant.enabled,
         "created_at": timestamp(tenant.created_at),
         "next_scan_at": timestamp(tenant.next_scan_at),
@@ -55,16 +61,19 @@ def tenant_document(tenant: Tenant) -> dict[str, Any]:
         else None,
         "filesystem": tenant.filesystem,
         "cannot_see": profile_named(tenant.filesystem).cannot_see if tenant.filesystem is not None else None,
+        "verified_until": timestamp(tenant.verify_at),
+        "silent_changes": tenant.silent_changes,
     }
 
 
 COUNTERS = ("directories", "directories_unchanged", "files", "bytes", "other", "added", "modified", "deleted", "moved",
-            "unchanged", "hashed_files", "hashed_bytes")  # fmt: skip
+            "unchanged", "hashed_files", "hashed_bytes", "verified_files", "silent_changes")  # fmt: skip
 
 
 def scan_document(connection: Connection, scan: Scan, tenant: str) -> dict[str, Any]:
     """A scan, with the first of its errors and, once it has ended, the cursor behind its changes."""
     errors = scans.errors_of(connection, scan.id, LISTED_ERRORS)
+    skipped = scans.skipped_of(connection, scan.id, LISTED_ERRORS)
     ended = scan.state in ENDED
     cursor = changes.make_cursor(scan.fence, changes.BEHIND, scan.id) if ended and scan.fence is not None else None
     duration = (scan.finished_at - scan.started_at).total_seconds() if scan.finished_at and scan.started_at else None
@@ -82,7 +91,7 @@ def scan_document(connection: Connection, scan: Scan, tenant: str) -> dict[str, 
         "finished_at": timestamp(scan.finished_at),
         "duration_s": duration,
         **{name: getattr(scan, name) for name in COUNTERS},
-        "skipped": [],
+        "skipped": [{**text_of("path", path), "reason": reason} for path, reason in skipped],
         "skipped_total": scan.skipped_total,
         "errors": [{**text_of("path", path), "error": error, "operation": op} for path, op, error in errors],
         "errors_total": scan.errors_total,

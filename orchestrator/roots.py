@@ -42,6 +42,15 @@ def _require_allowed(root: bytes, shown: str, settings: Settings) -> None:
         raise UsageError(f"root {shown} lies outside of the folders that STRANDLINE_ROOTS allows: {settings.roots}")
 
 
+def own_patterns(root: bytes, settings: Settings) -> list[str]:
+    """What a new tenant ignores from the beginning: our own state folder, where that lies in its root."""
+    state = os.path.realpath(os.fsencode(settings.state_dir))
+    if not state.startswith(root.rstrip(b"/") + b"/"):
+        return []
+    below = state[len(root.rstrip(b"/")) :]
+    return [os.fsdecode(re.sub(rb"([\\*?\[ !#])", rb"\\\1", below)) + "/"]
+
+
 def name_for(root: bytes, taken: set[str]) -> str:
     """A tenant name made from the folder's, and from a number where that is taken."""
     base = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(root).decode("utf-8", "replace")).strip(".-")[:80]

@@ -15,7 +15,7 @@ from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ENDED, ScanState, StrandlineError, Trigger, UsageError
 from orchestrator import interrupts
-from orchestrator.roots import name_for
+from orchestrator.roots import name_for, own_patterns
 from orchestrator.tick import tick
 from tasks.app import App
 from tasks.redis import progress
@@ -59,12 +59,26 @@ class Session:
             return tenants.add(
                 connection, name=name if name is not None else name_for(root, taken), root=root, tier="standard",
                 interval_s=self._settings.interval_s, algorithm=algorithm or "sha256",
+                ignore=own_patterns(root, self._settings),
             )  # fmt: skip
 
-    def ask(self, tenant: Tenant, *, full: bool = False) -> str:
+    def ask(self, tenant: Tenant, *, full: bool = False, verify: bool = False) -> str:
         """Request a scan, start it where none is running, send its first shards; its id."""
         with writing(self.engine) as connection:
-            scan, _ = scans.request(connection, tenant.id, trigger=Trigger.REQUEST, full=full)
+            scan, _ = scans.request(connection, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify)
+        self.tick()
+        return scan.id
+
+    def confirm(self, scan_id: str) -> str:
+        """Request a scan that deletes what was gone by a suspect one; its id. Raises UsageError."""
+        with writing(self.engine) as connection:
+            suspect = scans.get(connection, scan_id)
+            if suspect is None or suspect.state != ScanState.SUSPECT:
+                found = "there is none of that id" if suspect is None else f"this one is {suspect.state}"
+                raise UsageError(f"scan {scan_id} cannot be confirmed: only a suspect scan can, and {found}")
+            scan, _ = scans.request(
+                connection, suspect.tenant_id, trigger=Trigger.REQUEST, confirms=suspect.fence
+            )  # fmt: skip
         self.tick()
         return scan.id
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine
 
@@ -11,8 +12,10 @@ from db.engine import reading, writing
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import Strategy, Trigger
+from orchestrator.verification import share
 from tasks.app import BULK, INTERACTIVE
 from tasks.frontier import Frontier, ranges
+from tasks.settings import Settings
 
 STARTED_AT_ONCE = 100
 
@@ -21,6 +24,10 @@ def choose(scan: Scan, tenant: Tenant, has_directories: bool) -> tuple[Strategy,
     """The strategy of a scan, and why."""
     if not has_directories:
         return Strategy.FULL_INITIAL, "no directory is known yet"
+    if scan.confirms is not None:
+        return Strategy.FULL_DELETIONS, f"confirmed: what was gone by scan number {scan.confirms}"
+    if scan.verify:
+        return Strategy.VERIFY, "asked for"
     if scan.full:
         return Strategy.FULL_FORCED, "asked for"
     if tenant.watermark_fence is None:
@@ -28,14 +35,14 @@ def choose(scan: Scan, tenant: Tenant, has_directories: bool) -> tuple[Strategy,
     return Strategy.INCREMENTAL, "watermark valid"
 
 
-def start_queued(engine: Engine, shard_entries: int) -> int:
+def start_queued(engine: Engine, settings: Settings) -> int:
     """Start queued scans of tenants that have none running; how many."""
     with reading(engine) as connection:
         waiting = scans.startable(connection, STARTED_AT_ONCE)
-    return sum(start(engine, scan_id, tenant_id, shard_entries) for scan_id, tenant_id in waiting)
+    return sum(start(engine, scan_id, tenant_id, settings) for scan_id, tenant_id in waiting)
 
 
-def start(engine: Engine, scan_id: str, tenant_id: int, shard_entries: int) -> bool:
+def start(engine: Engine, scan_id: str, tenant_id: int, settings: Settings) -> bool:
     """Start one scan. False where somebody else was first, or the tenant has one running: that is no error."""
     with writing(engine) as connection:
         tenants.lock(connection, tenant_id)
@@ -46,7 +53,8 @@ def start(engine: Engine, scan_id: str, tenant_id: int, shard_entries: int) -> b
         root = tree.root_of(connection, tenant_id)
         strategy, reason = choose(scan, tenant, root is not None)
         fence = tenants.next_fence(connection, tenant_id)
-        if not scans.set_running(connection, scan_id, fence=fence, strategy=strategy, reason=reason):
+        verified = share(tenant, datetime.now(UTC), tree.size_of(connection, tenant_id), settings)
+        if not scans.set_running(connection, scan_id, fence=fence, strategy=strategy, reason=reason, verified=verified):
             connection.rollback()
             return False
         running = scans.get(connection, scan_id)
@@ -55,7 +63,7 @@ def start(engine: Engine, scan_id: str, tenant_id: int, shard_entries: int) -> b
         shards.add_finish(connection, running, queue)
         if root is None:
             tree.add_root(connection, tenant_id, fence)
-        shards.add(connection, running, _frontiers(connection, tenant_id, root, shard_entries), queue)
+        shards.add(connection, running, _frontiers(connection, tenant_id, root, settings.shard_entries), queue)
         return True
 
 

@@ -21,7 +21,7 @@ DUE_AT_ONCE = 100
 def tick(app: App, engine: Engine, settings: Settings) -> int:
     """One pass; the number of shards that were sent."""
     request_due(engine, settings)
-    start_queued(engine, settings.shard_entries)
+    start_queued(engine, settings)
     return dispatch(app, engine, settings.window)
 
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from celery import current_app, shared_task
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import changes, scans, shards, tenants, tree, vanished
-from db.engine import writing
+from db import losses, scans, shards, tenants
+from db.engine import reading, writing
 from db.scans import Scan
 from db.tenants import Tenant
-from db.types import Kind, LeaseLost, ScanState
-from db.vanished import GoneFile
+from db.types import HASHES, LeaseLost, ScanState
 from tasks.app import Runtime, nudge
+from tasks.core import filesystem
+from tasks.core.guard import Place, doubt_root, mixed_root
+from tasks.core.profile import place_of
+from tasks.core.walk import Tree
+from tasks.deletions import Deletions
 from tasks.lease import Holder
 from tasks.scan_shard import peak_memory_bytes
 from tasks.trouble import database_failed
 
 log = logging.getLogger(__name__)
 
-BATCH = 1_000
 # A finish that died so often is done without deletions.
 ATTEMPTS = 5
 
@@ -39,9 +41,9 @@ def finish(scan_id: str) -> None:
         return
     holder = Holder(runtime.engine, lease, runtime.settings.lease_s, runtime.clock_s)
     try:
-        if _judge(holder, scan) == "delete":
-            _delete(holder, scan)
-        _publish(runtime, holder, tenant)
+        place, is_mount = _look_again(tenant)
+        _settle(holder, scan, tenant, place, is_mount)
+        _publish(runtime, holder, tenant, place)
     except LeaseLost as error:
         log.warning("tenant %s: %s", tenant.name, error)
         return
@@ -50,49 +52,50 @@ def finish(scan_id: str) -> None:
     nudge(current_app)
 
 
-def _judge(holder: Holder, scan: Scan) -> str:
-    """The verdict on what is gone (delete | keep): stored before it is applied, and obeyed by every retry."""
-    if scan.verdict is not None:
-        return scan.verdict
-    verdict = "keep" if scan.ending is not None or holder.lease.attempt > ATTEMPTS else "delete"
-    with holder.flush() as (connection, _):
-        scans.store_verdict(connection, scan.id, verdict)
-    return verdict
+def _look_again(tenant: Tenant) -> tuple[Place | None, bool]:
+    """Which folder the root is now that all is listed, and whether a volume is mounted on it; no place: it cannot be
+    opened.
+    """
+    try:
+        with Tree(tenant.root) as root:
+            return place_of(root), root.is_mount
+    except filesystem.Unreadable:
+        return None, False
 
 
-def _delete(holder: Holder, scan: Scan) -> None:
-    with holder.flush() as (connection, _):
-        vanished.collect(connection, scan)
-    while True:
+def _settle(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_mount: bool) -> None:
+    """Judge what is gone, once, and do as the stored verdict says."""
+    deletions = Deletions(holder, scan)
+    verdict = scan.verdict
+    if verdict is None:
+        verdict, doubt = _judge(holder, scan, tenant, place, is_mount, deletions)
         with holder.flush() as (connection, _):
-            if not vanished.expand(connection, scan, BATCH):
-                break
-    for find in (vanished.gone_files, vanished.files_below):
-        while True:
-            with holder.flush(reserve=BATCH) as (connection, first):
-                gone = find(connection, scan, BATCH)
-                if gone:
-                    _delete_files(connection, scan, gone, first)
-            if not gone:
-                break
-    while True:
-        with holder.flush() as (connection, _):
-            if not vanished.delete_noted(connection, scan, BATCH):
-                break
+            scans.store_verdict(connection, scan.id, verdict, doubt)
+    if verdict == "delete":
+        deletions.carry_out()
+    else:
+        deletions.forget()
 
 
-def _delete_files(connection: Connection, scan: Scan, gone: Sequence[GoneFile], first: int) -> None:
-    rows = [
-        (scan.tenant_id, scan.fence, first + i, file.directory_id, file.name, Kind.DELETED.value, file.path, file.type,
-         file.size, file.digest, file.algorithm, file.target, "ignored" if file.reason == "ignored" else None)
-        for i, file in enumerate(gone)
-        if file.visible
-    ]  # fmt: skip
-    changes.write(connection, rows)
-    tree.delete_files(connection, scan.tenant_id, [(file.directory_id, file.name) for file in gone])
+def _judge(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_mount: bool,
+           deletions: Deletions) -> tuple[str, str | None]:  # fmt: skip
+    """The verdict on what is gone (delete | keep), and the doubt that made it so."""
+    if scan.ending is not None or holder.lease.attempt > ATTEMPTS:
+        return "keep", None
+    deletions.note()
+    if scan.confirms is not None:  # a person has looked
+        return "delete", None
+    with reading(holder.engine) as connection:
+        seen = shards.places(connection, scan.id)
+        familiar = not is_mount or losses.any_familiar(connection, scan)
+    doubt = mixed_root(seen | {str(place or "a folder that cannot be opened")})
+    if doubt is None and deletions.count > 0 and place is not None:
+        doubt = doubt_root(tenant.place and Place(*tenant.place), place, familiar)
+    doubt = doubt or deletions.doubt(tenant.deletion_limit)
+    return ("delete" if doubt is None else "keep"), doubt
 
 
-def _publish(runtime: Runtime, holder: Holder, tenant: Tenant) -> None:
+def _publish(runtime: Runtime, holder: Holder, tenant: Tenant, place: Place | None) -> None:
     """The last transaction: the scan's final state, which makes its changes visible, and the watermark."""
     with writing(runtime.engine) as connection:
         tenants.lock(connection, tenant.id)
@@ -107,6 +110,12 @@ def _publish(runtime: Runtime, holder: Holder, tenant: Tenant) -> None:
             tenants.move_watermark(
                 connection, tenant.id, fence=scan.fence, started_at=scan.started_at, files=ended.files
             )
+            tenants.note_verified(
+                connection, tenant.id, until=scan.started_at, place=scan.verify_to % HASHES,
+                silent_changes=ended.silent_changes,
+            )  # fmt: skip
+            if place is not None:
+                tenants.note_root(connection, tenant.id, filesystem=place.filesystem, inode=place.inode)
     log.info(
         "tenant %s: scan %s %s, %d files, %d added, %d modified, %d deleted",
         tenant.name, scan.id, state, ended.files, ended.added, ended.modified, ended.deleted,
@@ -116,5 +125,7 @@ def _publish(runtime: Runtime, holder: Holder, tenant: Tenant) -> None:
 def _state(connection: Connection, scan: Scan) -> ScanState:
     if scan.ending is not None:
         return ScanState(scan.ending)
+    if scan.doubt is not None:
+        return ScanState.SUSPECT
     with_errors = shards.any_errors(connection, scan.id) or shards.any_not_done(connection, scan.id)
     return ScanState.PARTIAL if with_errors else ScanState.SUCCEEDED

@@ -5,13 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from db.types import Place
 
 
+class Piece(NamedTuple):
+    """Ranges of one huge directory that has so many, in groups that are worked on at a time."""
+
+    directory_id: int
+    ranges: int
+    groups: Sequence[Sequence[int]]
+
+    def shared_out(self, among: int) -> list[Piece]:
+        """Pieces of it for so many shards, or fewer."""
+        among = min(among, len(self.groups))
+        return [self._replace(groups=self.groups[first::among]) for first in range(among)]
+
+
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """A range of the depth-first order, or nothing (then the shard has only what it owns).
+    """A range of the depth-first order, a piece of a huge directory, or nothing (then the shard has only what it owns).
 
     `after` is excluded and `to` included; None stands for the beginning and for the end.
     """
@@ -19,9 +33,12 @@ class Frontier:
     ranged: bool = False
     after: Place | None = None
     to: Place | None = None
+    piece: Piece | None = None
 
     def dump(self) -> str:
         """As it is stored."""
+        if self.piece is not None:
+            return json.dumps({"piece": self.piece})
         if not self.ranged:
             return "{}"
         return json.dumps({"after": _dump(self.after), "to": _dump(self.to)})
@@ -32,6 +49,8 @@ class Frontier:
         stored = json.loads(text)
         if not stored:
             return cls()
+        if "piece" in stored:
+            return cls(piece=Piece(*stored["piece"]))
         return cls(True, _load(stored["after"]), _load(stored["to"]))
 
 

@@ -16,7 +16,7 @@ class Holder:
 
     def __init__(self, engine: Engine, lease: shards.Lease, lease_s: float, clock_s: Callable[[], float]) -> None:
         self.lease = lease
-        self._engine = engine
+        self.engine = engine
         self._lease_s = lease_s
         self._clock_s = clock_s
         self._renewed_s = clock_s()
@@ -24,7 +24,7 @@ class Holder:
     def progress(self, _bytes: int = 0) -> None:
         """Call when something was done: renews the lease once a third of it has passed. Raises LeaseLost."""
         if self._clock_s() - self._renewed_s > self._lease_s / 3:
-            with writing(self._engine) as connection:
+            with writing(self.engine) as connection:
                 shards.renew(connection, self.lease, self._lease_s)
             self._renewed_s = self._clock_s()
 
@@ -34,6 +34,6 @@ class Holder:
 
         Raises LeaseLost, and then nothing was written.
         """
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             yield connection, shards.flush(connection, self.lease, self._lease_s, reserve, **counted)
         self._renewed_s = self._clock_s()

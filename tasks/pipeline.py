@@ -1,118 +1,120 @@
-"""One shard's work: list → compare → hash → write, directory by directory, in flushes that hold the lease."""
+"""One shard's work: list → compare → hash → write, directory by directory."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+from zlib import crc32
 
 from sqlalchemy import Engine
 
-from db import changes, tree
+from db import tree
 from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
-from db.types import KnownDirectory, KnownFile, Place, Strategy
+from db.tree import Hashes
+from db.types import HASHES, Gone, KnownChild, KnownDirectory, KnownFile, Place, Strategy
 from tasks.budget import Budget
 from tasks.core import filesystem
 from tasks.core.compare import (
     Comparison,
-    Outcome,
     compare,
     outcome_as_known,
     outcome_of_hash,
     outcome_of_symlink,
+    outcome_taken_over,
+    same,
 )
-from tasks.core.filesystem import Entry, Missing, Shadowed, Unreadable
+from tasks.core.filesystem import Entry, Ignored, Missing, OtherMount, Shadowed, Unreadable
 from tasks.core.hashing import Hasher
-from tasks.core.listing import Listing, Seed, list_directory
-from tasks.core.profile import profile_of
-from tasks.frontier import Frontier
+from tasks.core.ignore import Rules
+from tasks.core.listing import Listing, Seed, TooLarge, list_directory
+from tasks.core.policy import Policy
+from tasks.core.profile import Profile, place_of, profile_of
+from tasks.core.walk import Tree
+from tasks.frontier import Frontier, Piece
+from tasks.huge import Huge
 from tasks.lease import Holder
 from tasks.redis.progress import Progress
+from tasks.write_back import Todo, WriteBack, join
 
-# File rows a flush: with their changes it stays below 5,000 rows, and a transaction below 200 ms.
-BATCH_FILES = 2_000
 # Directories read from the database at a time.
 PAGE = 500
 # New directories kept in memory to be listed next; more wait as rows.
 STACK = 1_000
-ERRORS_KEPT = 1_000
 # So much is hashed between two signs of life (a few milliseconds on a disk that is not hung).
 TELL_BYTES = 4 << 20
-# Places of the fields of a new directory's row that its own listing fills in (see tree.NEW_DIRECTORY).
-_FINGERPRINT, _FILES, _BYTES, _OWNER, _LISTED = (
-    tree.NEW_DIRECTORY.index(name) for name in ("fingerprint", "files", "bytes", "owner", "listed")
-)
+# Directories of the same inode that are asked for the digests of a renamed one: by far most inodes were used once.
+SAME_INODE = 8
 
 
-@dataclass(slots=True)
-class Batch:
-    """What the next flush writes."""
+class Opened(NamedTuple):
+    """A directory that is being looked at: its descriptor, the rules in it, and how its entries are compared."""
 
-    tree: tree.TreeBatch = field(default_factory=tree.TreeBatch)
-    changes: list[tuple[Any, ...]] = field(default_factory=list)  # without tenant, fence and number
-    errors: list[tuple[Any, ...]] = field(default_factory=list)
-    disowned: list[int] = field(default_factory=list)
-    hashed_files: int = 0
-    hashed_bytes: int = 0
-    errors_total: int = 0
-
-    def __len__(self) -> int:
-        return len(self.tree) + len(self.errors) + len(self.disowned)
-
-
-@dataclass(slots=True)
-class Todo:
-    """A directory to list. One that was born in the batch that is not written yet has its row there."""
-
-    known: KnownDirectory
-    row: list[Any] | None = None
-    batch: Batch | None = None
+    fd: int
+    rules: Rules
+    profile: Profile
+    seed: Seed
 
 
 class Pipeline:
-    """Walks one shard's frontier. `clock_ns` is the wall clock; whatever is done goes through the `holder`'s lease."""
+    """Walks one shard's frontier. `clock_ns` is the wall clock; whatever is done goes through the `holder`'s lease.
 
-    def __init__(self, engine: Engine, holder: Holder, scan: Scan, tenant: Tenant, root: filesystem.Tree, *,
-                 budget: Budget, ids: tree.Ids, progress: Progress, chunk_bytes: int,
+    After `run`, `pieces` is what is left of huge directories.
+    """
+
+    def __init__(self, engine: Engine, holder: Holder, scan: Scan, tenant: Tenant, root: Tree, *, budget: Budget,
+                 ids: tree.Ids, progress: Progress, chunk_bytes: int, huge_entries: int,
                  clock_ns: Callable[[], int]) -> None:  # fmt: skip
         assert scan.fence is not None
-        self._engine, self._holder, self._root = engine, holder, root
-        self._scan, self._tenant, self._fence = scan, tenant, scan.fence
-        self._number = holder.lease.number
-        self._budget, self._ids, self._progress, self._clock_ns = budget, ids, progress, clock_ns
-        self._trusting = scan.strategy == Strategy.INCREMENTAL
-        self.profile = profile_of(filesystem.filesystem_magic(root.fd))
-        self._seed = Seed.of(tenant.id, tenant.algorithm, self.profile)
-        self._hasher = Hasher(tenant.algorithm, chunk_bytes, self._read_bytes)
+        self.engine, self.holder, self.budget, self.progress = engine, holder, budget, progress
+        self.tenant, self.fence = tenant, scan.fence
+        self._scan, self._root, self._clock_ns = scan, root, clock_ns
+        self._huge_entries = huge_entries
+        self.trusting = scan.strategy == Strategy.INCREMENTAL
+        self.place = place_of(root)
+        self._policy = Policy(tenant.algorithm, tenant.large_file, tenant.large_file_bytes)
+        self._compared_by: dict[int, tuple[Profile, Seed]] = {}
+        self._hasher = Hasher(self._policy, chunk_bytes, self._read_bytes)
+        self.write = WriteBack(holder, scan, ids)
         self._stack: list[Todo] = []
-        self._batch = Batch()
-        self._errors_kept = 0
+        self._huge = Huge(self, huge_entries)
+        self.pieces: list[Piece] = []
         self._untold_bytes = 0
         self.directories_unchanged = 0
         self.other = 0
 
+    # What to walk
+
     def run(self, frontier: Frontier) -> Frontier:
-        """Walk until all is done or the budget is spent. What is left is the returned frontier, and what the shard
-        still owns. Raises LeaseLost, StaleDirectory.
+        """Walk until all is done or the budget is spent. What is left is the returned frontier, `pieces`, and what the
+        shard still owns. Raises LeaseLost, StaleDirectory.
         """
+        if frontier.piece is not None:
+            self._carry_on(frontier.piece)
+            frontier = Frontier()
         if frontier.ranged:
             frontier = self._walk_range(frontier)
         self._walk_owned()
-        self._flush()
+        self.write.flush()
         self._tell()
-        self._progress.tell()
+        self.progress.tell()
         return frontier
+
+    def _carry_on(self, piece: Piece) -> None:
+        with reading(self.engine) as connection:
+            known = tree.known_directory(connection, self.tenant.id, piece.directory_id)
+        if known is not None:
+            self._visit(Todo(known), piece)
+            self._drain()
 
     def _walk_range(self, frontier: Frontier) -> Frontier:
         after = frontier.after
         while True:
-            with reading(self._engine) as connection:
-                page = tree.range_page(connection, self._tenant.id, self._fence, after, frontier.to, PAGE)
+            with reading(self.engine) as connection:
+                page = tree.range_page(connection, self.tenant.id, self.fence, after, frontier.to, PAGE)
             for known in page:
-                if self._budget.spent:
+                if self.budget.spent:
                     return Frontier(True, after, frontier.to)
                 self._visit(Todo(known))
                 self._drain()
@@ -121,181 +123,219 @@ class Pipeline:
                 return Frontier()
 
     def _walk_owned(self) -> None:
-        while not self._budget.spent:
-            self._flush()
-            with reading(self._engine) as connection:
-                page = tree.owned(connection, self._tenant.id, self._fence, self._number, PAGE)
+        while not self.budget.spent:
+            self.write.flush()
+            with reading(self.engine) as connection:
+                page = tree.owned(connection, self.tenant.id, self.fence, self.holder.lease.number, PAGE)
             if not page:
                 return
             self._stack = [Todo(known) for known in reversed(page)]
             self._drain()
 
     def _drain(self) -> None:
-        while self._stack and not self._budget.spent:
+        while self._stack and not self.budget.spent:
             self._visit(self._stack.pop())
         self._stack.clear()  # each of them is a row that this shard owns
 
-    def _visit(self, todo: Todo) -> None:
-        self._holder.progress()
+    # One directory
+
+    def _visit(self, todo: Todo, piece: Piece | None = None) -> None:
+        self.holder.progress()
+        known = todo.known
+        try:
+            opened = self._open(known)
+            self._look(todo, opened, piece)
+        except (Missing, Shadowed, Ignored):
+            self.write.give_up(todo)
+        except OtherMount:
+            self.write.give_up(todo)
+            self._note_mount(known)
+        except Unreadable as error:
+            self.write.give_up(todo)
+            self.write.error(error.path, error.operation, error.error)
+
+    def _open(self, known: KnownDirectory) -> Opened:
+        fd = self._root.directory(known.path)
+        magic = filesystem.filesystem_magic(fd) if self.tenant.cross_mounts or not self._compared_by else 0
+        if magic and magic not in self._compared_by:
+            profile = profile_of(magic)
+            self._compared_by[magic] = profile, Seed.of(self.tenant.id, self._policy, profile)
+        profile, seed = self._compared_by[magic] if magic else next(iter(self._compared_by.values()))
+        return Opened(fd, self._root.rules, profile, seed)
+
+    def _look(self, todo: Todo, opened: Opened, piece: Piece | None) -> None:
         known, now_ns = todo.known, self._clock_ns()
         try:
-            fd = self._root.directory(known.path)
-            listing = list_directory(fd, known.path, self._seed)
-        except (Missing, Shadowed):
-            self._give_up(todo)
+            if known.ranges is not None:
+                raise TooLarge
+            listing = list_directory(opened.fd, known.path, opened.seed, opened.rules, self._huge_entries)
+        except TooLarge:
+            self._huge.look(todo, opened, now_ns, piece)
             return
-        except Unreadable as error:
-            self._give_up(todo)
-            self._note_error(error.path, error.operation, error.error)
+        self.count(len(listing.files), listing.size, listing.other)
+        if self._unmounted(known, listing):
+            self.write.give_up(todo)
+            self.write.error(known.path, "list", "what was mounted here is not; what is recorded below stays as it is")
             return
-        files = len(listing.files)
-        self._budget.entries -= files + tree.DIRECTORY_ENTRIES
-        self._progress.add(directories=1, files=files, bytes=listing.size)
-        self.other += listing.other
-        if listing.fingerprint == known.fingerprint and (self._trusting or known.listed == self._fence):
+        equal = listing.fingerprint == known.fingerprint and (self.trusting or known.listed == self.fence)
+        verifying = self.verifies(known.id)
+        if equal and not verifying:
             self.directories_unchanged += 1
             return
-        self._settle(todo, fd, listing, now_ns)
+        files, children = self.rows(todo, None)
+        settled = self.settle(known, opened, listing, files, children, now_ns, verifying)
+        if equal and settled:
+            self.directories_unchanged += 1
+        else:
+            self.write.directory(todo, listing, settled)
 
-    def _give_up(self, todo: Todo) -> None:
-        """Nobody has to list this one any more in this scan."""
-        if todo.row is not None and todo.batch is self._batch:
-            todo.row[_OWNER] = None
-        elif todo.known.born == self._fence:
-            self._batch.disowned.append(todo.known.id)
+    def count(self, files: int, size: int, other: int) -> None:
+        """A directory was listed."""
+        self.budget.entries -= files + tree.DIRECTORY_ENTRIES
+        self.progress.add(directories=1, files=files, bytes=size)
+        self.other += other
 
-    def _settle(self, todo: Todo, fd: int, listing: Listing, now_ns: int) -> None:
-        """Compare a directory with its rows, hash what differs, and put all that into the batch."""
-        known = todo.known
-        files, children = {}, {}
-        if todo.row is None:  # born in this very attempt it has no rows yet; a dead attempt may have left some
-            with reading(self._engine) as connection:
-                files = dict(tree.files_of(connection, self._tenant.id, known.id))
-                children = dict(tree.children_of(connection, self._tenant.id, known.id))
-        comparison = compare(listing, files, children, self.profile, self._tenant.algorithm)
+    def _unmounted(self, known: KnownDirectory, listing: Listing) -> bool:
+        """Was something mounted here that is not there now, so that its empty mount point shows?"""
+        if not self.tenant.cross_mounts:
+            return False
+        is_mount = self._root.is_other_mount
+        if known.mount is not None and not is_mount and not (listing.files or listing.children):
+            return True
+        if is_mount != (known.mount is not None):
+            self.write.mount(known, filesystem.filesystem_magic(self._root.directory(known.path)) if is_mount else None)
+        return False
+
+    def _note_mount(self, known: KnownDirectory) -> None:
+        if known.listed is not None:
+            text = "something is mounted here now; what is recorded below stays as it is"
+            self.write.error(known.path, "list", text)
+        else:
+            self.write.skip(known.path, "something is mounted here, and mounts are not crossed")
+
+    def verifies(self, directory_id: int, number: int = 0) -> bool:
+        """Is it the turn of this directory (or of this range of it) to have its files hashed even if they are equal?"""
+        if self._scan.strategy == Strategy.VERIFY:
+            return True
+        place = crc32(b"%d %d" % (directory_id, number))
+        first, last = self._scan.verify_from, self._scan.verify_to
+        return first <= place < last or first <= place + HASHES < last
+
+    def rows(self, todo: Todo, hashes: Hashes | None) -> tuple[Mapping[bytes, KnownFile], Mapping[bytes, KnownChild]]:
+        """What is recorded of a directory, or of a part of a huge one."""
+        if todo.row is not None:
+            return {}, {}  # born in this very attempt it has no rows yet; a dead attempt may have left some
+        with reading(self.engine) as connection:
+            files = tree.files_of(connection, self.tenant.id, todo.known.id, hashes)
+            return files, tree.children_of(connection, self.tenant.id, todo.known.id, hashes)
+
+    # What is in it
+
+    def settle(self, known: KnownDirectory, opened: Opened, listing: Listing, files: Mapping[bytes, KnownFile],
+               children: Mapping[bytes, KnownChild], now_ns: int, verifying: bool) -> bool:  # fmt: skip
+        """Compare what is listed with what is recorded, hash what differs, and put all that into the batch.
+
+        False: something in it waits for another look.
+        """
+        comparison = compare(listing, files, children, opened.profile, self._policy)
         if not listing.steady:
-            self._confirm_missing(fd, known.path, comparison)
+            self._confirm_missing(opened.fd, known.path, comparison)
         settled = comparison.settled and listing.steady
+        elsewhere = self._elsewhere(known, opened, listing, comparison) if not files else {}
         for entry, before in comparison.to_hash:
-            settled &= self._hash(known, fd, entry, before, now_ns)
-        self._progress.add(hashed_files=len(comparison.to_hash))
+            old = elsewhere.get(entry.name)
+            if old is not None and same(entry, old, opened.profile, self._policy):
+                self.write.outcome(known, outcome_taken_over(entry, old, fence=self.fence))
+            else:
+                settled &= self._hash(known, opened, entry, before, now_ns)
+        self.progress.add(hashed_files=len(comparison.to_hash))
         for entry, before in comparison.symlinks:
-            self._record(known, outcome_of_symlink(entry, before, fence=self._fence))
+            self.write.outcome(known, outcome_of_symlink(entry, before, fence=self.fence))
         for entry, file in comparison.back:
-            self._record(known, outcome_as_known(entry.name, file))
-        self._write_missing(known, comparison)
-        self._write_children(known, comparison)
-        self._write_directory(todo, listing, settled)
+            self.write.outcome(known, outcome_as_known(entry.name, file))
+        if verifying:
+            for entry, file in comparison.equal:
+                settled &= self._verify(known, opened, entry, file, now_ns)
+        self.write.missing(known, comparison)
+        for todo in self.write.children(known, comparison):
+            if len(self._stack) < STACK:
+                self._stack.append(todo)
+        return settled
 
     def _confirm_missing(self, fd: int, path: bytes, comparison: Comparison) -> None:
         """In a directory too busy to be listed whole, only what is really not there is missing."""
         try:
-            comparison.missing = [one for one in comparison.missing if not filesystem.exists(fd, one[0])]
+            comparison.missing = [
+                one for one in comparison.missing if one[1] == Gone.IGNORED or not filesystem.exists(fd, one[0])
+            ]
             comparison.missing_children = [
-                one for one in comparison.missing_children if not filesystem.exists(fd, one[0])
+                one
+                for one in comparison.missing_children
+                if one[2] == Gone.IGNORED or not filesystem.exists(fd, one[0])
             ]
         except OSError as error:
             comparison.missing, comparison.missing_children = [], []
-            self._note_error(path, "stat", filesystem.explain(error))
+            self.write.error(path, "stat", filesystem.explain(error))
 
-    def _hash(self, directory: KnownDirectory, fd: int, entry: Entry, before: KnownFile | None, now_ns: int) -> bool:
+    def _elsewhere(self, known: KnownDirectory, opened: Opened, listing: Listing,
+                   comparison: Comparison) -> Mapping[bytes, KnownFile]:  # fmt: skip
+        """What is recorded of the files of a directory that was renamed, under its old name."""
+        by_stat = opened.profile.ctime and opened.profile.inode
+        if not comparison.to_hash or not by_stat or self._scan.strategy == Strategy.FULL_INITIAL:
+            return {}
+        found: dict[bytes, KnownFile] = {}
+        with reading(self.engine) as connection:
+            for one in tree.with_inode(connection, self.tenant.id, filesystem.inode_of(opened.fd), SAME_INODE):
+                old = tree.known_directory(connection, self.tenant.id, one) if one != known.id else None
+                if old is not None:
+                    found |= tree.files_of(
+                        connection, self.tenant.id, one, listing.hashes if old.ranges is not None else None
+                    )
+        return found
+
+    def _hash(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile | None,
+              now_ns: int) -> bool:  # fmt: skip
         """Hash one file into the batch; False where it must be looked at again."""
-        hashed = self._hasher.hash(fd, entry, now_ns)
+        hashed = self._hasher.hash(opened.fd, entry, now_ns)
         if hashed.entry is None:
             return False  # gone or something else by now: the next listing tells
-        outcome = outcome_of_hash(hashed, hashed.entry, before, fence=self._fence, now_ns=now_ns,
-                                  profile=self.profile, algorithm=self._tenant.algorithm)  # fmt: skip
+        outcome = outcome_of_hash(
+            hashed, hashed.entry, before, fence=self.fence, now_ns=now_ns, profile=opened.profile,
+            algorithm=self._policy.algorithm_for(hashed.entry.size),
+        )  # fmt: skip
         if hashed.error is not None:
-            self._note_error(_join(directory.path, entry.name), "read", hashed.error)
+            self.write.error(join(known.path, entry.name), "read", hashed.error)
         if hashed.digest is not None:
-            self._batch.hashed_files += 1
-            self._batch.hashed_bytes += hashed.entry.size
-        self._record(directory, outcome)
-        if len(self._batch.tree.files) >= BATCH_FILES:
-            self._flush()
+            self.write.count(hashed_files=1, hashed_bytes=hashed.entry.size)
+        self.write.outcome(known, outcome)
         return outcome.unsettled is None and hashed.entry == entry
 
-    def _record(self, directory: KnownDirectory, outcome: Outcome) -> None:
-        entry, digest, algorithm, unsettled, kind, changed = outcome
-        name, type_, size, mtime_ns, ctime_ns, inode, target = entry
-        self._batch.tree.files.append(
-            (self._tenant.id, directory.id, name, type_, size, mtime_ns, ctime_ns, inode, unsettled, digest, algorithm,
-             target, changed, None, None)
+    def _verify(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile, now_ns: int) -> bool:
+        """Hash a file that is equal by its stat; only what is not as recorded is written."""
+        hashed = self._hasher.hash(opened.fd, entry, now_ns)
+        self.write.count(verified_files=1, hashed_files=1, hashed_bytes=entry.size)
+        if hashed.entry == entry and hashed.digest == before.digest:
+            return True
+        if hashed.entry is None:
+            return False
+        self.write.count(silent_changes=int(hashed.entry == entry and hashed.digest is not None))
+        if hashed.error is not None:
+            self.write.error(join(known.path, entry.name), "read", hashed.error)
+        outcome = outcome_of_hash(
+            hashed, hashed.entry, before, fence=self.fence, now_ns=now_ns, profile=opened.profile,
+            algorithm=self._policy.algorithm_for(hashed.entry.size),
         )  # fmt: skip
-        if kind is not None:
-            path = _join(directory.path, name)
-            self._batch.changes.append(
-                (directory.id, name, kind.value, path, type_, size, digest, algorithm, target, None)
-            )
-
-    def _write_missing(self, directory: KnownDirectory, comparison: Comparison) -> None:
-        batch = self._batch.tree
-        for name, reason in comparison.missing:
-            batch.gone_files.append((self._fence, reason.value, self._tenant.id, directory.id, name))
-        for _, child, reason in comparison.missing_children:
-            batch.gone_children.append((self._fence, reason.value, self._tenant.id, child))
-
-    def _write_children(self, directory: KnownDirectory, comparison: Comparison) -> None:
-        batch = self._batch
-        for child, inode in comparison.found_children:
-            batch.tree.found_children.append((inode, self._tenant.id, child))
-        for name, inode in comparison.new_children:
-            path, child = _join(directory.path, name), self._ids.next()
-            key = tree.order_key(path)
-            row = [self._tenant.id, child, directory.id, name, path, key, inode, None, 0, 0, 1, self._fence,
-                   self._number, None]  # fmt: skip
-            batch.tree.new_directories.append(row)
-            if len(self._stack) < STACK:
-                self._stack.append(Todo(KnownDirectory(child, path, key, None, 1, None, self._fence), row, batch))
-
-    def _write_directory(self, todo: Todo, listing: Listing, settled: bool) -> None:
-        fingerprint = listing.fingerprint if settled else None
-        if todo.row is not None and todo.batch is self._batch:
-            row = todo.row
-            row[_FINGERPRINT], row[_FILES], row[_BYTES] = fingerprint, len(listing.files), listing.size
-            row[_OWNER], row[_LISTED] = None, self._fence
-        else:
-            known = todo.known
-            self._batch.tree.listed.append(
-                (fingerprint, len(listing.files), listing.size, self._fence, self._tenant.id, known.id, known.version)
-            )
-        if len(self._batch) >= BATCH_FILES:
-            self._flush()
-
-    def _note_error(self, path: bytes, operation: str, error: str) -> None:
-        self._batch.errors_total += 1
-        self._errors_kept += 1
-        if self._errors_kept <= ERRORS_KEPT:
-            mark = hashlib.blake2b(operation.encode() + b"\0" + path, digest_size=16).digest()
-            self._batch.errors.append((self._scan.id, mark, path, operation, error))
+        self.write.outcome(known, outcome)
+        return outcome.unsettled is None and hashed.entry == entry
 
     def _read_bytes(self, count: int) -> None:
-        self._budget.bytes -= count
+        self.budget.bytes -= count
         self._untold_bytes += count
         if self._untold_bytes >= TELL_BYTES:
             self._tell()
 
     def _tell(self) -> None:
         """A sign of life, from within long hashes too."""
-        self._holder.progress()
-        self._progress.add(hashed_bytes=self._untold_bytes)
+        self.holder.progress()
+        self.progress.add(hashed_bytes=self._untold_bytes)
         self._untold_bytes = 0
-
-    def _flush(self) -> None:
-        batch = self._batch
-        if not len(batch):
-            return
-        with self._holder.flush(
-            len(batch.changes), hashed_files=batch.hashed_files, hashed_bytes=batch.hashed_bytes,
-            errors_total=batch.errors_total,
-        ) as (connection, first):  # fmt: skip
-            tree.write(connection, batch.tree)
-            numbered = [(self._tenant.id, self._fence, first + i, *rest) for i, rest in enumerate(batch.changes)]
-            changes.write(connection, numbered)
-            changes.write_errors(connection, batch.errors)
-            tree.disown(connection, self._tenant.id, batch.disowned)
-        self._batch = Batch()
-
-
-def _join(folder: bytes, name: bytes) -> bytes:
-    return folder + b"/" + name if folder else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 
 from celery import current_app, shared_task
@@ -16,6 +17,9 @@ from db.types import LeaseLost, ScanState, StaleDirectory
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.core import filesystem
+from tasks.core.ignore import Rules, RuleSet
+from tasks.core.rule_files import GIT_RULE_FILE, RULE_FILE, RuleFiles
+from tasks.core.walk import Tree
 from tasks.frontier import Frontier
 from tasks.lease import Holder
 from tasks.pipeline import Pipeline
@@ -63,17 +67,21 @@ def scan_shard(scan_id: str, number: int) -> None:
 def _work(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
     settings = runtime.settings
     holder = Holder(runtime.engine, lease, settings.lease_s, runtime.clock_s)
-    with filesystem.Tree(tenant.root) as root:
+    with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_files=rule_files(tenant)) as root:
         pipeline = Pipeline(
             runtime.engine, holder, scan, tenant, root,
             budget=Budget.of(settings, runtime.clock_s), ids=runtime.ids,
             progress=Progress(runtime.redis, scan.id, runtime.clock_s),
-            chunk_bytes=settings.hash_chunk_bytes, clock_ns=runtime.clock_ns,
+            chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
         rest = pipeline.run(Frontier.load(lease.frontier))
         _complete(runtime, lease, pipeline, rest)
-        with writing(runtime.engine) as connection:
-            tenants.note_root(connection, tenant.id, filesystem=pipeline.profile.name, inode=root.inode)
+
+
+def rule_files(tenant: Tenant) -> RuleFiles:
+    """Where the ignore rules of a tenant come from. Raises RulesError where its own patterns are too many."""
+    own = RuleSet.parse(os.fsencode("\n".join(tenant.patterns)), source=b"", base=b"")
+    return RuleFiles(Rules().below(own), (GIT_RULE_FILE, RULE_FILE) if tenant.gitignore else (RULE_FILE,))
 
 
 def _complete(runtime: Runtime, lease: shards.Lease, pipeline: Pipeline, rest: Frontier) -> None:
@@ -82,6 +90,9 @@ def _complete(runtime: Runtime, lease: shards.Lease, pipeline: Pipeline, rest: F
         scan = scans.lock(connection, lease.scan_id)
         assert scan is not None
         shards.renew(connection, lease, runtime.settings.lease_s)
+        parts = [part for piece in pipeline.pieces for part in piece.shared_out(FAN_OUT)]
+        shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue)
+        tree.disown(connection, lease.tenant_id, [piece.directory_id for piece in pipeline.pieces])
         left = tree.count_owned(connection, lease.tenant_id, lease.fence, lease.number)
         if left:
             pieces = [Frontier().dump()] * min(left, FAN_OUT)
@@ -90,7 +101,7 @@ def _complete(runtime: Runtime, lease: shards.Lease, pipeline: Pipeline, rest: F
         if rest.ranged:
             shards.add(connection, scan, [rest.dump()], lease.queue)
         shards.complete(
-            connection, lease, peak_memory_bytes=peak_memory_bytes(),
+            connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
             directories_unchanged=pipeline.directories_unchanged, other=pipeline.other,
         )  # fmt: skip
         shards.ready_finish(connection, lease.scan_id)

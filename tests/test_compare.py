@@ -20,6 +20,7 @@ from tasks.core.compare import (
 from tasks.core.filesystem import Entry
 from tasks.core.hashing import Hashed
 from tasks.core.listing import Listing
+from tasks.core.policy import Policy
 from tasks.core.profile import Profile
 
 FULL = Profile("full")
@@ -135,7 +136,7 @@ def test_applied_to_the_rows_the_comparison_gives_what_the_listing_showed(case: 
     profile, listing, before, known_children = case
 
     # when
-    comparison = compare(listing, before, known_children, profile, "sha256")
+    comparison = compare(listing, before, known_children, profile, Policy("sha256"))
     after = applied(before, comparison, outcomes(comparison, profile))
 
     # then: each entry has a settled row that is true in all that is compared
@@ -157,10 +158,10 @@ def test_applied_to_the_rows_the_comparison_gives_what_the_listing_showed(case: 
 @given(cases())
 def test_a_second_comparison_finds_nothing_to_do(case: Any) -> None:
     profile, listing, before, known_children = case
-    comparison = compare(listing, before, known_children, profile, "sha256")
+    comparison = compare(listing, before, known_children, profile, Policy("sha256"))
     after = applied(before, comparison, outcomes(comparison, profile))
 
-    again = compare(listing, after, known_children, profile, "sha256")
+    again = compare(listing, after, known_children, profile, Policy("sha256"))
 
     assert (again.to_hash, again.symlinks, again.back) == ([], [], [])
 
@@ -170,7 +171,7 @@ def test_children_found_lost_and_back_are_those_of_the_listing(case: Any) -> Non
     profile, listing, before, known = case
     here = dict(listing.children)
 
-    comparison = compare(listing, before, known, profile, "sha256")
+    comparison = compare(listing, before, known, profile, Policy("sha256"))
 
     assert dict(comparison.new_children) == {name: inode for name, inode in here.items() if name not in known}
     assert sorted(comparison.found_children) == sorted(
@@ -187,7 +188,7 @@ def test_a_fingerprint_may_be_kept_only_where_nothing_is_missing(case: Any) -> N
     profile, listing, before, known_children = case
     names = {entry.name for entry in listing.files}, {name for name, _ in listing.children}
 
-    comparison = compare(listing, before, known_children, profile, "sha256")
+    comparison = compare(listing, before, known_children, profile, Policy("sha256"))
 
     assert comparison.settled == (before.keys() <= names[0] and known_children.keys() <= names[1])
 
@@ -196,7 +197,7 @@ def test_a_fingerprint_may_be_kept_only_where_nothing_is_missing(case: Any) -> N
 def test_what_is_equal_is_not_hashed_and_what_is_unsettled_always_is(case: Any) -> None:
     profile, listing, before, known_children = case
 
-    comparison = compare(listing, before, known_children, profile, "sha256")
+    comparison = compare(listing, before, known_children, profile, Policy("sha256"))
 
     hashed = {entry.name for entry, _ in comparison.to_hash}
     for entry in listing.files:
@@ -218,7 +219,7 @@ def test_the_changes_applied_to_what_a_reader_knew_give_what_is_known_now(
 ) -> None:
     # given
     profile, listing, before, known_children = case
-    comparison = compare(listing, before, known_children, profile, "sha256")
+    comparison = compare(listing, before, known_children, profile, Policy("sha256"))
     found = outcomes(comparison, profile, unreadable)
 
     # when
@@ -241,7 +242,7 @@ def test_what_cannot_be_read_keeps_its_row_and_digest_and_waits_for_another_look
     case: Any, unreadable: frozenset[bytes]
 ) -> None:
     profile, listing, before, known_children = case
-    comparison = compare(listing, before, known_children, profile, "sha256")
+    comparison = compare(listing, before, known_children, profile, Policy("sha256"))
 
     after = applied(before, comparison, outcomes(comparison, profile, unreadable))
 
@@ -265,7 +266,7 @@ KNOWN_LINK = KnownFile("symlink", 1, 10, 20, 30, None, None, None, b"x", 3, None
 
 
 def compared(listing: Listing, known: dict[bytes, KnownFile], children: dict[bytes, KnownChild]) -> Comparison:
-    return compare(listing, known, children, FULL, "sha256")
+    return compare(listing, known, children, FULL, Policy("sha256"))
 
 
 def test_a_file_that_becomes_a_symlink_is_one_modified_row_and_so_is_the_reverse() -> None:
@@ -300,7 +301,7 @@ def test_a_touched_file_of_equal_content_is_no_change_and_keeps_the_fence_that_c
     touched = FILE._replace(mtime_ns=12, ctime_ns=22)
     [found] = outcomes(compared(Listing(files=[touched]), {b"f": KNOWN}, {}), FULL)
 
-    assert found == Outcome(touched, KNOWN.digest, "sha256", None, None, KNOWN.changed)
+    assert found == Outcome(touched, KNOWN.digest, "sha256", None, None, KNOWN.changed, 9, "mtime, ctime")
 
 
 def test_a_gone_row_that_is_back_as_it_was_is_written_without_hashing() -> None:

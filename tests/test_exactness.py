@@ -156,7 +156,7 @@ def test_a_mistake_of_ours_in_a_shard_is_tried_again_and_then_ends_the_scan(
     with writing(engine) as connection:
         tenant = tenants.add(connection, name="t", root=root, tier="standard", interval_s=60, algorithm="sha256")
         scan, _ = scans.request(connection, tenant.id, trigger=Trigger.REQUEST)
-    start_queued(engine, app.runtime.settings.shard_entries)
+    start_queued(engine, app.runtime.settings)
 
     for _ in range(ATTEMPTS):
         scan_shard(scan.id, 1)

@@ -17,6 +17,7 @@ from db.types import Unsettled
 from tasks.core import filesystem, hashing
 from tasks.core.filesystem import Entry
 from tasks.core.hashing import DROP_CACHE_BYTES, FRESH_NS, FSYNCS_PER_SHARD, TRIES, Hashed, Hasher
+from tasks.core.policy import Policy
 from tests import trees
 from tests.children import as_nobody
 
@@ -47,7 +48,7 @@ class Place:
         self, listed: Entry, progress: Callable[[int], object] = lambda _: None, *, algorithm: str = "sha256",
         age_ns: int = LATER_NS,
     ) -> Hashed:  # fmt: skip
-        hasher = Hasher(algorithm, CHUNK, progress)
+        hasher = Hasher(Policy(algorithm), CHUNK, progress)
         return hasher.hash(self.fd, listed, max(listed.mtime_ns, listed.ctime_ns) + age_ns)
 
 
@@ -99,7 +100,7 @@ def test_the_digest_is_that_of_the_content_at_every_size(place: Place, size: int
 
 
 def test_one_hasher_hashes_many_files_and_mixes_none(place: Place) -> None:
-    hasher = Hasher("sha256", CHUNK, lambda _: None)
+    hasher = Hasher(Policy("sha256"), CHUNK, lambda _: None)
     contents = [b"a" * 9000, b"", b"b" * 100, b"a" * 9000]
     entries = [place.write(content, f"f{n}") for n, content in enumerate(contents)]
 
@@ -407,7 +408,7 @@ def test_a_file_with_an_old_date_that_was_touched_just_now_is_flushed(place: Pla
 
 def test_beyond_its_flushes_a_shard_hashes_fresh_files_unsettled(place: Place, flushed: list[int]) -> None:
     # given
-    hasher = Hasher("sha256", CHUNK, lambda _: None)
+    hasher = Hasher(Policy("sha256"), CHUNK, lambda _: None)
     fresh = place.write(b"x")
 
     # when
@@ -489,7 +490,7 @@ def test_a_large_file_is_dropped_from_the_page_cache_as_it_is_read(
         dropped.append((offset, length))
 
     monkeypatch.setattr(hashing.os, "posix_fadvise", drop)
-    hasher = Hasher("sha256", 1 << 20, lambda _: None)
+    hasher = Hasher(Policy("sha256"), 1 << 20, lambda _: None)
     listed = place.entry()
 
     # when

@@ -14,6 +14,7 @@ from db.tables import scan_errors
 from db.tables import scans as scans_table
 from db.types import ENDED, ScanState, Strategy, Trigger, UsageError, new_scan_id
 from orchestrator.start import start
+from tasks import settings as all_settings
 from tests.storage import (
     ONLY_POSTGRES,
     add_tenant,
@@ -28,6 +29,8 @@ from tests.storage import (
     write_tree,
 )
 from tests.waiting import wait_until
+
+SETTINGS = all_settings.load({})
 
 
 @pytest.fixture
@@ -127,7 +130,7 @@ def test_a_scan_is_started_once_whoever_tries_at_once(engine, tenant):
     for turn in range(1, 6):
         scan, _ = request(engine, tenant)
 
-        started = at_once(*[functools.partial(start, engine, scan.id, tenant.id, 1000)] * 4)
+        started = at_once(*[functools.partial(start, engine, scan.id, tenant.id, SETTINGS)] * 4)
 
         assert sorted(started) == [False, False, False, True]
         assert get(engine, scan).fence == turn
@@ -139,8 +142,8 @@ def test_a_scan_that_is_not_queued_is_not_started_and_takes_no_fence(engine, ten
     with writing(engine) as connection:
         scans.cancel_queued(connection, scan.id)
 
-    assert start(engine, scan.id, tenant.id, 1000) is False
-    assert start(engine, new_scan_id(), tenant.id, 1000) is False
+    assert start(engine, scan.id, tenant.id, SETTINGS) is False
+    assert start(engine, new_scan_id(), tenant.id, SETTINGS) is False
 
     with reading(engine) as connection:
         assert tenants.get(connection, tenant.name).fence == 0
@@ -151,11 +154,11 @@ def test_a_scan_waits_while_its_tenant_has_one_running(engine, tenant):
     queued, _ = request(engine, tenant)
 
     assert startable(engine) == []
-    assert start(engine, queued.id, tenant.id, 1000) is False
+    assert start(engine, queued.id, tenant.id, SETTINGS) is False
 
     end_scan(engine, running)
     assert startable(engine) == [(queued.id, tenant.id)]
-    assert start(engine, queued.id, tenant.id, 1000) is True
+    assert start(engine, queued.id, tenant.id, SETTINGS) is True
 
 
 def startable(engine, limit=100):
@@ -182,7 +185,7 @@ def test_what_is_asked_for_while_a_scan_starts_is_not_forgotten(engine, tenant):
             asking.start()
             wait_until(lambda: not asking.is_alive() or waits_for_a_lock(engine), 30, "the request is in or waits")
 
-    assert start(engine, scan.id, tenant.id, 1000)
+    assert start(engine, scan.id, tenant.id, SETTINGS)
     asking.join(30)
 
     asked_for = [row["strategy"] if row["state"] == "running" else row["full"] for row in rows(engine, scans_table)]

@@ -183,8 +183,11 @@ def fill(engine, tenant):
         changes.write_errors(connection, [(scan.id, b"mark", b"p", "open", "denied")])
         vanished = metadata.tables["vanished"]
         connection.execute(vanished.insert().values(scan_id=scan.id, directory_id=1))
+        losses = metadata.tables["losses"]
+        loss = {"key": b"", "inode": 1, "gone": True, "directory_id": 1, "name": b"f", "counted": True}
+        connection.execute(losses.insert().values(scan_id=scan.id, **loss))
         ranges = metadata.tables["directory_ranges"]
-        connection.execute(ranges.insert().values(tenant_id=tenant.id, directory_id=1, number=0, ranges=1))
+        connection.execute(ranges.insert().values(tenant_id=tenant.id, directory_id=1, number=0))
     return scan
 
 

@@ -3,9 +3,10 @@
 import pytest
 from sqlalchemy import func, select
 
-from db import tree, vanished
+from db import losses, tree, vanished
 from db.engine import reading, writing
 from db.tables import directories, files
+from db.tables import losses as losses_table
 from db.tables import vanished as vanished_table
 from tests.storage import add_tenant, directory, file, rows, start_scan, write_tree
 
@@ -71,16 +72,27 @@ def delete_all(engine, scan, batch=2, times=1):
     for _ in range(times):
         while in_a_transaction(engine, vanished.expand, scan, batch):
             pass
-    for find in (vanished.gone_files, vanished.files_below) * times:
-        while gone := in_a_transaction(engine, find, scan, batch):
-            deleted += gone
-            for _ in range(times):
-                keys = [(one.directory_id, one.name) for one in gone]
-                in_a_transaction(engine, tree.delete_files, scan.tenant_id, keys)
+    for step in (losses.note_missing, losses.note_below) * times:
+        after = in_a_transaction(engine, step, scan, None, batch)
+        while after is not None:
+            after = in_a_transaction(engine, step, scan, after, batch)
+    while gone := in_a_transaction(engine, page, scan, batch):
+        deleted += gone
+        for _ in range(times):
+            in_a_transaction(engine, delete_some, scan, gone)
     for _ in range(times):
         while in_a_transaction(engine, vanished.delete_noted, scan, batch):
             pass
     return deleted
+
+
+def page(connection, scan, limit):
+    return losses.page(connection, scan, moved=False, after=None, limit=limit)
+
+
+def delete_some(connection, scan, gone):
+    tree.delete_files(connection, scan.tenant_id, [(one.directory_id, one.name) for one in gone])
+    losses.forget(connection, scan, gone)
 
 
 def folders(engine, tenant_id):
@@ -104,7 +116,7 @@ def test_what_is_gone_below_listed_directories_is_deleted_with_all_below_it(engi
     assert kept_files == {(path, name) for path in KEPT for name in (b"lost", b"kept")} - {(b"listed", b"lost")}
     expected = [b"listed/lost"] + [path + b"/" + name for path in DELETED for name in (b"lost", b"kept")]
     assert sorted(one.path for one in deleted) == sorted(expected)
-    assert rows(engine, vanished_table) == []
+    assert rows(engine, vanished_table) == rows(engine, losses_table) == []
 
 
 def noted(connection, scan) -> int:
@@ -132,7 +144,7 @@ def test_only_directories_that_lost_a_row_lose_their_fingerprint(engine, nested,
 
 def test_a_finish_that_died_between_any_two_steps_is_done_again(engine, nested, tenant):
     """Each turn goes one transaction further than the last, and dies there."""
-    for turn in range(1, 40):
+    for turn in range(1, 80):
         steps = turn
 
         def step(function, *args):
@@ -150,23 +162,26 @@ def test_a_finish_that_died_between_any_two_steps_is_done_again(engine, nested, 
 
     assert set(folders(engine, tenant.id)) == KEPT
     assert len(rows(engine, files, tenant_id=tenant.id)) == 2 * len(KEPT) - 1
-    assert rows(engine, vanished_table) == []
+    assert rows(engine, vanished_table) == rows(engine, losses_table) == []
 
 
 def one_finish(step, scan):
     step(vanished.collect, scan)
     while step(vanished.expand, scan, 1):
         pass
-    for find in (vanished.gone_files, vanished.files_below):
-        while step(delete_some, find, scan):
-            pass
+    for note in (losses.note_missing, losses.note_below):
+        after = step(note, scan, None, 1)
+        while after is not None:
+            after = step(note, scan, after, 1)
+    while step(delete_next, scan):
+        pass
     while step(vanished.delete_noted, scan, 1):
         pass
 
 
-def delete_some(connection, find, scan):
-    gone = find(connection, scan, 3)
-    tree.delete_files(connection, scan.tenant_id, [(one.directory_id, one.name) for one in gone])
+def delete_next(connection, scan):
+    gone = page(connection, scan, 3)
+    delete_some(connection, scan, gone)
     return gone
 
 
@@ -196,7 +211,9 @@ def test_a_gone_file_says_what_the_feed_must_tell(engine, nested, tenant):
         ],
     )
 
-    gone = {one.path: one for one in in_a_transaction(engine, vanished.gone_files, nested, 100)}
+    in_a_transaction(engine, losses.note_missing, nested, None, 100)
+
+    gone = {one.path: one for one in in_a_transaction(engine, page, nested, 100)}
 
     assert {path: one.visible for path, one in gone.items()} == {
         b"listed/lost": True,
@@ -213,4 +230,6 @@ def test_a_file_gone_in_the_root_has_no_folder_in_its_path(engine, tenant, scan)
         files=[file(tenant.id, 1, b"f", gone=scan.fence)],
     )
 
-    assert [one.path for one in in_a_transaction(engine, vanished.gone_files, scan, 10)] == [b"f"]
+    in_a_transaction(engine, losses.note_missing, scan, None, 10)
+
+    assert [one.path for one in in_a_transaction(engine, page, scan, 10)] == [b"f"]

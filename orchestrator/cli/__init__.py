@@ -19,6 +19,7 @@ COMMANDS = {
     "enqueue": ("scan", "enqueue", "Ask the running cluster for a scan."),
     "scans": ("feed", "scans", "A tenant's scans, newest first."),
     "cancel": ("scan", "cancel", "Stop a queued or running scan."),
+    "confirm": ("scan", "confirm", "Let the deletions of a suspect scan through."),
     "changes": ("feed", "changes", "The change feed."),
     "files": ("feed", "files", "The index: one object a file."),
     "status": ("cluster", "status", "The cluster at a glance: scans, backlog, workers."),

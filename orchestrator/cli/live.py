@@ -75,6 +75,12 @@ def summary(document: dict[str, Any]) -> None:
     )
     if d["error"]:
         click.echo(f"  {d['error']}")
+    if d["silent_changes"]:
+        click.echo(
+            f"  {d['silent_changes']:,} of {d['verified_files']:,} verified files had changed under an equal stat"
+        )
+    for skip in d["skipped"][:10]:
+        click.echo(f"  skipped {skip['path']!r}: {skip['reason']}")
     for error in d["errors"][:10]:
         click.echo(f"  could not {error['operation']} {error['path']!r}: {error['error']}")
     if d["errors_total"] > 10:

@@ -1,4 +1,4 @@
-"""`scan`, `enqueue`, `cancel`."""
+"""`scan`, `enqueue`, `cancel`, `confirm`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from db import scans, tenants
 from db.engine import reading
 from db.types import ScanState, StrandlineError, UsageError
 from orchestrator import interrupts
-from orchestrator.cli.common import json_option, path_bytes, print_json, settings_of, spoken, state_option
+from orchestrator.cli.common import (
+    json_option,
+    path_bytes,
+    print_json,
+    refuse_unknown_state,
+    settings_of,
+    spoken,
+    state_option,
+)
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.documents import scan_document
 from orchestrator.roots import checked_root
@@ -33,12 +41,13 @@ JOIN_WITHIN_S = 15.0
 @click.argument("path")
 @click.option("--tenant", "name", help="Name of the tenant (default: the one with this root, or a new one).")
 @click.option("--full", is_flag=True, help="Trust no fingerprint: compare every row.")
+@click.option("--verify", is_flag=True, help="Trust no stat: read every file again.")
 @click.option("--algorithm", help="Hash for a new tenant: sha256 (default) or blake3.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes of the worker (default: one a processor).")
 @state_option
 @json_option
-def scan(path: str, name: str | None, full: bool, algorithm: str | None, workers: int | None, state: str | None,
-         as_json: bool) -> None:  # fmt: skip
+def scan(path: str, name: str | None, full: bool, verify: bool, algorithm: str | None, workers: int | None,
+         state: str | None, as_json: bool) -> None:  # fmt: skip
     """Scan one folder to the end.
 
     Its state (database, lock) is kept in --state; beside a running stack that one is used.
@@ -56,7 +65,7 @@ def scan(path: str, name: str | None, full: bool, algorithm: str | None, workers
         check_algorithm(algorithm)
 
     def ask(talking: Session) -> str:
-        return talking.ask(talking.tenant_for(root, name, algorithm), full=full)
+        return talking.ask(talking.tenant_for(root, name, algorithm), full=full, verify=verify)
 
     sys.exit(exit_code(_to_end(settings, ask, as_json)))
 
@@ -64,10 +73,11 @@ def scan(path: str, name: str | None, full: bool, algorithm: str | None, workers
 @click.command()
 @click.argument("name")
 @click.option("--full", is_flag=True, help="Trust no fingerprint: compare every row.")
+@click.option("--verify", is_flag=True, help="Trust no stat: read every file again.")
 @click.option("--wait", is_flag=True, help="Return when the scan has ended.")
 @state_option
 @json_option
-def enqueue(name: str, full: bool, wait: bool, state: str | None, as_json: bool) -> None:
+def enqueue(name: str, full: bool, verify: bool, wait: bool, state: str | None, as_json: bool) -> None:
     """Ask the running cluster for a scan of tenant NAME.
 
     \b
@@ -77,7 +87,7 @@ def enqueue(name: str, full: bool, wait: bool, state: str | None, as_json: bool)
     def ask(talking: Session) -> str:
         with reading(talking.engine) as connection:
             tenant = tenants.get(connection, name)
-        return talking.ask(tenant, full=full)
+        return talking.ask(tenant, full=full, verify=verify)
 
     settings = settings_of(state)
     if wait:
@@ -99,16 +109,37 @@ def cancel(scan_id: str, state: str | None) -> None:
     \b
     Example: strandline cancel 01a1fd78-1b1d-71bb-b400-3cb0c6523ae5
     """
-    import uuid
-
-    try:
-        scan_id = str(uuid.UUID(scan_id))
-    except ValueError as error:
-        raise UsageError(f"{scan_id!r} is no scan's id; `strandline scans NAME` shows them") from error
+    scan_id = _checked(scan_id)
     with asking(settings_of(state)) as talking:
         if not talking.cancel(scan_id):
             raise UsageError(f"there is no queued or running scan {scan_id}")
         click.echo(f"scan {scan_id} is being cancelled")
+
+
+@click.command()
+@click.argument("scan_id", metavar="SCAN")
+@state_option
+@json_option
+def confirm(scan_id: str, state: str | None, as_json: bool) -> None:
+    """Let the deletions of a suspect scan through: what was gone by then and is still missing goes, nothing later.
+
+    \b
+    Example: strandline confirm 01a1fd78-1b1d-71bb-b400-3cb0c6523ae5
+    """
+    scan_id = _checked(scan_id)
+    settings = settings_of(state)
+    refuse_unknown_state(settings)
+    sys.exit(exit_code(_to_end(settings, lambda talking: talking.confirm(scan_id), as_json)))
+
+
+def _checked(scan_id: str) -> str:
+    """The id, as it is stored. Raises UsageError."""
+    import uuid
+
+    try:
+        return str(uuid.UUID(scan_id))
+    except ValueError as error:
+        raise UsageError(f"{scan_id!r} is no scan's id; `strandline scans NAME` shows them") from error
 
 
 def _to_end(settings: Settings, ask: Callable[[Session], str], as_json: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from db import tenants
 from db.engine import reading, writing
-from db.tenants import ALGORITHMS, TIERS
+from db.tenants import ALGORITHMS, LARGE_FILE, TIERS
 from db.types import UsageError
 from orchestrator.cli.common import (
     database,
@@ -22,7 +23,8 @@ from orchestrator.cli.common import (
     state_option,
 )
 from orchestrator.documents import tenant_document
-from orchestrator.roots import checked_root
+from orchestrator.roots import checked_root, own_patterns
+from tasks.core.ignore import RulesError, RuleSet
 
 
 @click.group()
@@ -39,9 +41,37 @@ def _policy(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--algorithm", help=f"Hash of contents: {', '.join(ALGORITHMS)}."),
         click.option("--interval", "interval_s", type=int, metavar="S", help="Seconds between scans."),
         click.option("--tier", help=f"Class of the tenant: {', '.join(TIERS)}."),
+        click.option(
+            "--ignore",
+            multiple=True,
+            metavar="PATTERN",
+            help="Leave out what matches, as in .gitignore; "
+            "may be given again; '' for none. Weaker than any .strandlineignore file.",
+        ),
+        click.option("--gitignore/--no-gitignore", default=None, help="Obey .gitignore files too."),
+        click.option("--cross-mounts/--no-cross-mounts", default=None, help="Enter file systems mounted below."),
+        click.option("--large-file", help=f"How large files are digested: {', '.join(LARGE_FILE)}."),
+        click.option("--large-file-bytes", type=int, metavar="N", help="From so many bytes a file is large."),
+        click.option("--deletion-limit", type=int, metavar="PERCENT", help="Past it deletions must be confirmed."),
     ):
         command = option(command)
     return command
+
+
+def _given(policy: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given. Raises UsageError."""
+    policy["ignore"] = list(policy["ignore"]) or None
+    given = {key: value for key, value in policy.items() if value is not None}
+    if given.get("large_file", "full") != "full" and "large_file_bytes" not in given:
+        raise UsageError(
+            f"--large-file {given['large_file']} needs --large-file-bytes: from which size is a file large?"
+        )
+    if "ignore" in given:
+        try:
+            RuleSet.parse(os.fsencode("\n".join(given["ignore"])), source=b"", base=b"")
+        except RulesError as error:
+            raise UsageError(str(error)) from error
+    return given
 
 
 @tenant.command()
@@ -50,8 +80,7 @@ def _policy(command: Callable[..., Any]) -> Callable[..., Any]:
 @_policy
 @state_option
 @json_option
-def add(name: str, root: str, tier: str | None, interval_s: int | None, algorithm: str | None, state: str | None,
-        as_json: bool) -> None:  # fmt: skip
+def add(name: str, root: str, state: str | None, as_json: bool, **policy: Any) -> None:
     """Register the folder ROOT as tenant NAME; it is scanned on schedule.
 
     \b
@@ -59,12 +88,12 @@ def add(name: str, root: str, tier: str | None, interval_s: int | None, algorith
     """
     settings = settings_of(state)
     tenants.check_name(name)
+    given = _given(policy)
     checked = checked_root(path_bytes(root), settings)
+    defaults: dict[str, Any] = {"tier": TIERS[0], "interval_s": settings.interval_s, "algorithm": ALGORITHMS[0]}
+    given["ignore"] = own_patterns(checked, settings) + given.get("ignore", [])
     with database(settings) as engine, writing(engine) as connection:
-        added = tenants.add(
-            connection, name=name, root=checked, tier=tier or TIERS[0],
-            interval_s=settings.interval_s if interval_s is None else interval_s, algorithm=algorithm or ALGORITHMS[0],
-        )  # fmt: skip
+        added = tenants.add(connection, name=name, root=checked, **(defaults | given))
     _show(tenant_document(added), as_json)
 
 
@@ -111,17 +140,15 @@ def show(name: str, state: str | None, as_json: bool) -> None:
 @_policy
 @state_option
 @json_option
-def set_(name: str, tier: str | None, interval_s: int | None, algorithm: str | None, state: str | None,
-         as_json: bool) -> None:  # fmt: skip
+def set_(name: str, state: str | None, as_json: bool, **policy: Any) -> None:
     """Change how tenant NAME is scanned. Another algorithm hashes everything again.
 
     \b
     Example: strandline tenant set notes --interval 60
     """
-    given = {"tier": tier, "interval_s": interval_s, "algorithm": algorithm}
-    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    values = _given(policy)
     if not values:
-        raise UsageError("nothing to set: give --tier, --interval or --algorithm")
+        raise UsageError("nothing to set: give at least one option; --help shows them")
     if "interval_s" in values:
         values["next_scan_at"] = None  # the tick finds its slot anew
     _show(_change(name, state, **values), as_json)
@@ -182,6 +209,8 @@ def _show(document: dict[str, Any], as_json: bool) -> None:
         print_json(document)
         return
     for key, value in document.items():
+        if isinstance(value, list):
+            value = " ".join(value) or None
         if isinstance(value, dict):
             value = ", ".join(f"{name} {one}" for name, one in value.items())
         click.echo(f"{key:<14}{'-' if value is None else value}")

@@ -10,6 +10,7 @@ from db.types import FileType, Gone, Kind, KnownChild, KnownFile, Unsettled
 from tasks.core.filesystem import Entry
 from tasks.core.hashing import Hashed
 from tasks.core.listing import Listing
+from tasks.core.policy import Policy
 from tasks.core.profile import Profile
 
 # A change time farther in the future than this was set by a clock that has been mended since: no later write gets it.
@@ -22,6 +23,7 @@ class Comparison:
 
     to_hash: list[tuple[Entry, KnownFile | None]] = field(default_factory=list)
     symlinks: list[tuple[Entry, KnownFile | None]] = field(default_factory=list)  # new, or with another target or stat
+    equal: list[tuple[Entry, KnownFile]] = field(default_factory=list)  # files whose stat is as it was
     back: list[tuple[Entry, KnownFile]] = field(default_factory=list)  # missing once, and here again as it was
     missing: list[tuple[bytes, Gone]] = field(default_factory=list)
     new_children: list[tuple[bytes, int]] = field(default_factory=list)
@@ -31,14 +33,16 @@ class Comparison:
 
 
 def compare(listing: Listing, files: Mapping[bytes, KnownFile], children: Mapping[bytes, KnownChild],
-            profile: Profile, algorithm: str) -> Comparison:  # fmt: skip
+            profile: Profile, policy: Policy) -> Comparison:  # fmt: skip
     """Decide for each entry of a listing, and for each row without one."""
     found = Comparison()
     for entry in listing.files:
         known = files.get(entry.name)
-        if known is not None and same(entry, known, profile, algorithm):
+        if known is not None and same(entry, known, profile, policy):
             if known.gone is not None:
                 found.back.append((entry, known))
+            if entry.target is None:
+                found.equal.append((entry, known))
         elif entry.type == FileType.SYMLINK:
             found.symlinks.append((entry, known))
         else:
@@ -48,7 +52,7 @@ def compare(listing: Listing, files: Mapping[bytes, KnownFile], children: Mappin
     return found
 
 
-def same(entry: Entry, known: KnownFile, profile: Profile, algorithm: str) -> bool:
+def same(entry: Entry, known: KnownFile, profile: Profile, policy: Policy) -> bool:
     """Is the entry, by all that can be relied on here, what the row was recorded from?"""
     return (
         known.unsettled is None
@@ -58,8 +62,27 @@ def same(entry: Entry, known: KnownFile, profile: Profile, algorithm: str) -> bo
         and (not profile.ctime or entry.ctime_ns == known.ctime_ns)
         and (not profile.inode or entry.inode == known.inode)
         and entry.target == known.target
-        and (known.type == FileType.SYMLINK or (known.digest is not None and known.algorithm == algorithm))
+        and (
+            known.type == FileType.SYMLINK
+            or (known.digest is not None and known.algorithm == policy.algorithm_for(entry.size))
+        )
     )
+
+
+def moved_fields(entry: Entry, known: KnownFile, profile: Profile, algorithm: str | None) -> str:
+    """What made an entry be looked into again, for people: the fields of stat that moved, or why it had to be."""
+    compared = ("type", "size", "mtime_ns", "ctime_ns", "inode", "target")
+    relied = {"ctime_ns": profile.ctime, "inode": profile.inode}
+    moved = [
+        name.removesuffix("_ns")
+        for name in compared
+        if relied.get(name, True) and getattr(entry, name) != getattr(known, name)
+    ]
+    if known.digest is not None and known.algorithm != algorithm:
+        moved.append("algorithm")
+    if known.unsettled is not None:
+        moved.append(known.unsettled)
+    return ", ".join(moved) or "verify"
 
 
 def _compare_children(found: Comparison, listing: Listing, children: Mapping[bytes, KnownChild]) -> None:
@@ -76,11 +99,16 @@ def _find_missing(found: Comparison, listing: Listing, files: Mapping[bytes, Kno
     file_names = {entry.name for entry in listing.files}
     child_names = {name for name, _ in listing.children}
     for name in files.keys() - file_names:
-        found.missing.append((name, Gone.REPLACED if name in child_names else Gone.ABSENT))
+        found.missing.append((name, _reason(name, child_names, listing)))
     for name in children.keys() - child_names:
-        reason = Gone.REPLACED if name in file_names else Gone.ABSENT
-        found.missing_children.append((name, children[name].id, reason))
+        found.missing_children.append((name, children[name].id, _reason(name, file_names, listing)))
     found.settled = not (found.missing or found.missing_children)
+
+
+def _reason(name: bytes, others: set[bytes], listing: Listing) -> Gone:
+    if name in listing.ignored:
+        return Gone.IGNORED
+    return Gone.REPLACED if name in others else Gone.ABSENT
 
 
 def racy(entry: Entry, now_ns: int, profile: Profile) -> bool:
@@ -104,6 +132,8 @@ class Outcome(NamedTuple):
     unsettled: Unsettled | None
     kind: Kind | None  # none: no change of the feed
     changed: int  # fence that last changed it
+    hashed: int | None = None  # fence that last looked into it; none: the one that added it
+    hashed_because: str | None = None
 
 
 def outcome_of_hash(hashed: Hashed, entry: Entry, known: KnownFile | None, *, fence: int, now_ns: int,
@@ -115,14 +145,22 @@ def outcome_of_hash(hashed: Hashed, entry: Entry, known: KnownFile | None, *, fe
         return outcome_as_known(entry.name, known)._replace(unsettled=hashed.unsettled)
     unsettled = hashed.unsettled or (Unsettled.RACY if racy(entry, now_ns, profile) else None)
     kind = _kind(entry, known, (hashed.digest, algorithm))
-    changed = fence if kind is not None or known is None else known.changed
-    return Outcome(entry, hashed.digest, algorithm, unsettled, kind, changed)
+    if known is None:
+        return Outcome(entry, hashed.digest, algorithm, unsettled, kind, fence)
+    changed = fence if kind is not None else known.changed
+    because = moved_fields(entry, known, profile, algorithm)
+    return Outcome(entry, hashed.digest, algorithm, unsettled, kind, changed, fence, because)
+
+
+def outcome_taken_over(entry: Entry, known: KnownFile, *, fence: int) -> Outcome:
+    """An entry of a renamed directory: by all that stat shows it is the file of a row of its old place, so not read."""
+    return Outcome(entry, known.digest, known.algorithm, None, Kind.ADDED, fence)
 
 
 def outcome_as_known(name: bytes, known: KnownFile) -> Outcome:
     """What is recorded stays as it is, and is no longer gone."""
     entry = Entry(name, known.type, known.size, known.mtime_ns, known.ctime_ns, known.inode, known.target)
-    return Outcome(entry, known.digest, known.algorithm, None, None, known.changed)
+    return Outcome(entry, known.digest, known.algorithm, None, None, known.changed, known.hashed, known.hashed_because)
 
 
 def outcome_of_symlink(entry: Entry, known: KnownFile | None, *, fence: int) -> Outcome:

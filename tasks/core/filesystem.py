@@ -9,20 +9,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import stat
 import sys
 from typing import NamedTuple
 
-# What a walk may hold open below the root.
-OPEN_DIRECTORIES = 64
 _ENCODING = sys.getfilesystemencoding()
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _INT64 = 1 << 63
 # Not there any more, or something else is there now: neither an error nor a deletion, the parent's listing decides.
-_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-# Refused to whoever asks, so that the visit of that directory itself reports it; anything else may be met here alone.
-_REPORTED = frozenset({errno.EACCES, errno.EPERM, errno.EXDEV})
+MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class Unreadable(Exception):
@@ -41,6 +37,14 @@ class Missing(Exception):
 
 class Shadowed(Exception):
     """A directory below one that cannot be entered, which is reported by itself."""
+
+
+class Ignored(Exception):
+    """A directory that the rules leave out: it is not entered, and what is recorded of it is for its parent to say."""
+
+
+class OtherMount(Exception):
+    """A directory on which another file system (or another part of this one) is mounted; those are not entered."""
 
 
 class Entry(NamedTuple):
@@ -82,101 +86,15 @@ def signed(inode: int) -> int:
     return inode - 2 * _INT64 if inode >= _INT64 else inode
 
 
+def inode_of(fd: int) -> int:
+    """The inode of an open file or directory."""
+    return signed(os.fstat(fd).st_ino)
+
+
 def stamps(fd: int) -> Stamps:
     """The times of an open directory."""
     found = os.fstat(fd)
     return Stamps(found.st_mtime_ns, found.st_ctime_ns)
-
-
-class Tree:
-    """A tenant's root, and the directories that are open below it: at most OPEN_DIRECTORIES at a time.
-
-    Directories are asked for by path; asked for depth-first, each costs one `open`.
-    Raises Unreadable where the root cannot be opened.
-    """
-
-    def __init__(self, root: bytes) -> None:
-        try:
-            self.fd = os.open(root, _DIRECTORY)
-            try:
-                found = os.fstat(self.fd)
-            except OSError:
-                os.close(self.fd)
-                raise
-        except OSError as error:
-            raise Unreadable(b"", "open root", f"{explain(error)}: {os.fsdecode(root)!r}") from error
-        self.device = found.st_dev
-        self.inode = signed(found.st_ino)
-        self._open: list[tuple[bytes, int]] = []  # (component, descriptor), from the top; -1: closed to save one
-
-    def close(self) -> None:
-        """Close everything."""
-        self._keep(0)
-        os.close(self.fd)
-
-    def __enter__(self) -> Tree:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def directory(self, path: bytes) -> int:
-        """A descriptor of the directory, good until the next call.
-
-        Raises Missing where it is not there, Shadowed where one above it cannot be entered, Unreadable where it
-        cannot be opened itself or is on another file system.
-        """
-        if not path:
-            self._keep(0)
-            return self.fd
-        components = path.split(b"/")
-        depth = self._common(components)
-        self._keep(depth)
-        if depth and self._open[-1][1] < 0:
-            self._keep(0)
-            depth = 0
-        for at in range(depth, len(components)):
-            self._enter(components, at)
-        return self._open[-1][1]
-
-    def _common(self, components: list[bytes]) -> int:
-        depth = 0
-        for (name, _), component in zip(self._open, components, strict=False):
-            if name != component:
-                break
-            depth += 1
-        return depth
-
-    def _keep(self, depth: int) -> None:
-        while len(self._open) > depth:
-            _, fd = self._open.pop()
-            if fd >= 0:
-                os.close(fd)
-
-    def _enter(self, components: list[bytes], at: int) -> None:
-        above = self._open[-1][1] if self._open else self.fd
-        try:
-            fd = os.open(components[at], _DIRECTORY, dir_fd=above)
-            self._open.append((components[at], fd))
-            if os.fstat(fd).st_dev != self.device:
-                raise OSError(errno.EXDEV, "")
-        except OSError as error:
-            self._keep(at)
-            raise self._refusal(components, at, error) from None
-        if at >= OPEN_DIRECTORIES:
-            name, oldest = self._open[at - OPEN_DIRECTORIES]
-            if oldest >= 0:  # closed already where the walk went up and comes down again
-                os.close(oldest)
-                self._open[at - OPEN_DIRECTORIES] = (name, -1)
-
-    @staticmethod
-    def _refusal(components: list[bytes], at: int, error: OSError) -> Exception:
-        if error.errno in _MISSING:
-            return Missing()
-        if at < len(components) - 1 and error.errno in _REPORTED:
-            return Shadowed()
-        text = "another file system, not entered" if error.errno == errno.EXDEV else explain(error)
-        return Unreadable(b"/".join(components[: at + 1]), "list", text)
 
 
 def open_file(directory: int, name: bytes) -> int:
@@ -212,12 +130,29 @@ def look(directory: int, name: bytes) -> Entry | None:
     try:
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError as error:
-        if error.errno in _MISSING:
+        if error.errno in MISSING:
             return None
         raise
     if stat.S_ISLNK(found.st_mode):
         return _entry(name, found, os.readlink(name, dir_fd=directory))
     return _entry(name, found, None) if stat.S_ISREG(found.st_mode) else None
+
+
+def look_at(directory: int, found: os.DirEntry[str]) -> Entry | None:
+    """What a listing showed, if it is a file or a symlink. Raises OSError."""
+    status = found.stat(follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        target = name_bytes(os.readlink(found.name, dir_fd=directory))
+        return _entry(name_bytes(found.name), status, target)
+    return _entry(name_bytes(found.name), status, None) if stat.S_ISREG(status.st_mode) else None
+
+
+def may_look(directory: int, name: bytes) -> bool:
+    """May the stat of this name be seen at all?"""
+    try:
+        return exists(directory, name) or True
+    except OSError:
+        return False
 
 
 def exists(directory: int, name: bytes) -> bool:
@@ -236,6 +171,20 @@ def _entry(name: bytes, found: os.stat_result, target: bytes | None) -> Entry:
     return Entry(name, "file" if target is None else "symlink", found.st_size, mtime, ctime, inode, target)
 
 
+def mount_points() -> frozenset[bytes]:
+    """The folders on which something is mounted, as this process sees them (proc(5), mountinfo); none without /proc."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as lines:
+            return frozenset(_OCTAL.sub(_unescaped, line.split(b" ", 5)[4]) for line in lines)
+    except OSError:
+        return frozenset()
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    return bytes([int(found[1], 8)])
+
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # blanks, line feeds and backslashes are written so
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

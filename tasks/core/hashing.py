@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from db.types import Unsettled
 from tasks.core.filesystem import Entry, entry_of, explain, is_regular, look, open_file, unchanged
+from tasks.core.policy import PART_BYTES, STAT, Policy
 
 # A file that moves while it is read is read again so many times; then it is left to the next scan.
 TRIES = 3
@@ -21,6 +22,8 @@ FRESH_NS = 60_000_000_000
 FSYNCS_PER_SHARD = 200
 # Reading a large file must not push everything else out of the page cache.
 DROP_CACHE_BYTES = 16 << 20
+# What a digest begins with that does not cover all of a file: so it equals none that does.
+_PARTIAL, _STAT = b"strandline partial", b"strandline stat"
 
 
 class Digest(Protocol):
@@ -54,8 +57,9 @@ class Hasher:
     `progress(bytes)` is called after each chunk; an exception from it ends the hash and passes through.
     """
 
-    def __init__(self, algorithm: str, chunk_bytes: int, progress: Callable[[int], None]) -> None:
-        self._new = ALGORITHMS[algorithm]
+    def __init__(self, policy: Policy, chunk_bytes: int, progress: Callable[[int], None]) -> None:
+        self._policy = policy
+        self._new = ALGORITHMS[policy.algorithm]
         # Page-aligned: copying into memory at odd offsets is up to four times slower on some processors.
         self._buffer = mmap.mmap(-1, chunk_bytes)
         self._view = memoryview(self._buffer)
@@ -65,6 +69,8 @@ class Hasher:
 
     def hash(self, directory: int, listed: Entry, now_ns: int) -> Hashed:
         """Hash the file that a listing showed, opened relative to its directory. `now_ns`: the time of that listing."""
+        if self._policy.algorithm_for(listed.size) == STAT:
+            return Hashed(listed, self._new(memoryview(b"%s %d %d" % (_STAT, listed.size, listed.mtime_ns))).digest())
         try:
             fd = open_file(directory, listed.name)
             try:
@@ -89,7 +95,7 @@ class Hasher:
                 return Hashed(None)
             if fresh and not self._flush(fd):
                 unsettled = Unsettled.FSYNC_BUDGET
-            digest, count = self._read(fd, expected.size)
+            digest, count = self._read_as_told(fd, expected.size)
             # As it was when it was listed, and all of it read: then nothing moved from the listing until now.
             if count == expected.size and unchanged(fd, expected):
                 return Hashed(expected, digest, unsettled)
@@ -107,6 +113,22 @@ class Hasher:
         except OSError:
             return True  # a file system that cannot flush: nothing more can be done
         return True
+
+    def _read_as_told(self, fd: int, size: int) -> tuple[bytes, int]:
+        if self._policy.algorithm_for(size) == self._policy.algorithm:
+            return self._read(fd, size)
+        return self._read_parts(fd, size)
+
+    def _read_parts(self, fd: int, size: int) -> tuple[bytes, int]:
+        """The digest of the first and last 64 KiB and the size; the size, if the file has it still."""
+        hasher = self._new(memoryview(b"%s %d " % (_PARTIAL, size)))
+        count = 0
+        for start in (0, max(PART_BYTES, size - PART_BYTES)):
+            part = os.pread(fd, PART_BYTES, start)
+            hasher.update(memoryview(part))
+            count += len(part)
+            self._progress(len(part))
+        return hasher.digest(), size if count == min(size, 2 * PART_BYTES) else count
 
     def _read(self, fd: int, size: int) -> tuple[bytes, int]:
         """The digest of what is there, and how many bytes that was: one more than `size` is enough to know it grew."""

@@ -12,32 +12,47 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 
-from tasks.core.filesystem import Entry, Missing, Stamps, Unreadable, explain, name_bytes, saturate, signed, stamps
+from db.types import name_hash, number_of
+from tasks.core.filesystem import Entry, Missing, Unreadable, explain, look_at, name_bytes, saturate, signed, stamps
+from tasks.core.ignore import Rules
+from tasks.core.policy import Policy
 from tasks.core.profile import Profile
 
 FINGERPRINT_BYTES = 16
 # A directory whose own times move while it is listed is listed again so many times.
 LISTING_TRIES = 3
+# Entries of a huge directory between two signs of life.
+ALIVE_EVERY = 4_096
 _MASK = (1 << 128) - 1
 # Removed or replaced since readdir: then the directory's own times moved too, and it is listed again.
 _REPLACED = frozenset({errno.ENOENT, errno.EINVAL})
+_INODE = (1 << 64) - 1
 _FILE = struct.Struct(">cqqqQ").pack
 _CHILD = struct.Struct(">cQ").pack
 
 
+class TooLarge(Exception):
+    """A directory of more entries than are kept in memory at a time."""
+
+
 @dataclass(slots=True)
 class Listing:
-    """What one listing of a directory showed."""
+    """What one listing of a directory, or of a range of a huge one, showed."""
 
     files: list[Entry] = field(default_factory=list)  # and symlinks
     children: list[tuple[bytes, int]] = field(default_factory=list)  # (name, inode) of directories
+    ignored: set[bytes] = field(default_factory=set)  # names that the rules leave out
     other: int = 0  # sockets, pipes, devices
     size: int = 0  # of the files, bytes
     fingerprint: bytes = b""
     steady: bool = True  # the directory's own times did not move meanwhile
+    hashes: tuple[int, int] | None = None  # a range: of names with such a hash, from … to before …
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,47 +64,65 @@ class Seed:
     inode: bool
 
     @classmethod
-    def of(cls, tenant_id: int, algorithm: str, profile: Profile) -> Seed:
+    def of(cls, tenant_id: int, policy: Policy, profile: Profile) -> Seed:
         """For a tenant's tree as it is to be compared now. Whatever changes here makes every fingerprint differ."""
-        configuration = f"1 {tenant_id} {algorithm} {profile.ctime:d} {profile.inode:d}"
+        configuration = f"1 {tenant_id} {policy} {profile.ctime:d} {profile.inode:d}"
         return cls(blake2b(configuration.encode(), digest_size=16).digest(), profile.ctime, profile.inode)
 
 
-def list_directory(fd: int, path: bytes, seed: Seed) -> Listing:
-    """List an open directory, again where its own times moved meanwhile.
+def list_directory(fd: int, path: bytes, seed: Seed, rules: Rules | None = None, limit: int | None = None) -> Listing:
+    """List an open directory, again where its own times moved meanwhile; without what the rules leave out.
 
-    Raises Unreadable where it cannot be listed to its end, and Missing where it was removed meanwhile.
+    Raises TooLarge beyond `limit` entries, Unreadable where it cannot be listed to its end, and Missing where it was
+    removed meanwhile.
     """
     for _ in range(LISTING_TRIES):
-        try:
-            before = stamps(fd)
-            listing = _list_once(fd, seed)
-            listing.steady = _still(fd, before)
-        except OSError as error:
-            raise Unreadable(path, "list", explain(error)) from error
+        with watched(fd, path) as watch:
+            listing = _list_once(fd, path, seed, rules, limit)
+        listing.steady = watch.steady
         if listing.steady:
             break
     return listing
 
 
-def _still(fd: int, before: Stamps) -> bool:
-    found = os.fstat(fd)
+class Watch:
+    """Did a directory's own times stay as they were while it was listed?"""
+
+    steady = False
+
+
+@contextmanager
+def watched(fd: int, path: bytes) -> Iterator[Watch]:
+    """Look at a directory's own times before and after it is listed. Raises Unreadable, Missing."""
+    watch = Watch()
+    try:
+        before = stamps(fd)
+        yield watch
+        found = os.fstat(fd)
+    except OSError as error:
+        raise Unreadable(path, "list", explain(error)) from error
     if found.st_nlink == 0:
         raise Missing()
-    return (found.st_mtime_ns, found.st_ctime_ns) == before
+    watch.steady = (found.st_mtime_ns, found.st_ctime_ns) == before
 
 
-def _list_once(fd: int, seed: Seed) -> Listing:
+def _list_once(fd: int, path: bytes, seed: Seed, rules: Rules | None, limit: int | None) -> Listing:
     # One loop, written out: it runs once for every file of every scan.
     listing = Listing()
-    files, children = listing.files, listing.children
+    files, children, ignored = listing.files, listing.children, listing.ignored
     total = size_total = other = 0
     salt, use_ctime, use_inode = seed.salt, seed.ctime, seed.inode
+    ignores, prefix = (rules.ignores if rules else None), (path + b"/" if path else b"")
     new = tuple.__new__  # what Entry(…) ends in, without the call on the way
     with os.scandir(fd) as entries:
-        for found in entries:
+        rest = iter(entries)
+        for found in islice(rest, limit):
             name = name_bytes(found.name)
-            if found.is_dir(follow_symlinks=False):
+            is_directory = found.is_dir(follow_symlinks=False)
+            if ignores is not None and ignores(prefix + name, is_directory):
+                ignored.add(name)
+                continue
+            if is_directory:
                 inode = found.inode()
                 record = _CHILD(b"d", inode if use_inode else 0) + name
                 children.append((name, signed(inode)))
@@ -120,6 +153,107 @@ def _list_once(fd: int, seed: Seed) -> Listing:
                     record += b"\0" + target
                 files.append(new(Entry, (name, type_, size, mtime, ctime, signed(inode), target)))
             total += int.from_bytes(blake2b(record, digest_size=16, salt=salt).digest(), "big")
+        if limit is not None and next(rest, None) is not None:
+            raise TooLarge()
     listing.other, listing.size = other, size_total
     listing.fingerprint = (total & _MASK).to_bytes(FINGERPRINT_BYTES, "big")
     return listing
+
+
+def count_entries(fd: int, path: bytes) -> int:
+    """How many entries a directory has, without a look at any. Raises Unreadable, Missing."""
+    with watched(fd, path), os.scandir(fd) as entries:
+        return sum(1 for _ in entries)
+
+
+def list_ranges(fd: int, path: bytes, seed: Seed, rules: Rules, count: int, wanted: Container[int],
+                alive: Callable[[], None]) -> dict[int, Listing]:  # fmt: skip
+    """List those `wanted` of the `count` ranges of a huge directory, in one pass. Raises Unreadable, Missing.
+
+    `alive` is called from time to time; what it raises passes through.
+    """
+    found: dict[int, Listing] = {number: Listing() for number in range(count) if number in wanted}
+    totals = dict.fromkeys(found, 0)
+    prefix = path + b"/" if path else b""
+    with watched(fd, path) as watch, os.scandir(fd) as entries:
+        for place, one in enumerate(entries):
+            name = name_bytes(one.name)
+            number = number_of(name_hash(name), count)
+            listing = found.get(number)
+            if place % ALIVE_EVERY == 0:
+                alive()
+            if listing is not None:
+                totals[number] += _take(one, name, fd, seed, rules, prefix, listing)
+    for number, listing in found.items():
+        listing.steady = watch.steady
+        listing.fingerprint = (totals[number] & _MASK).to_bytes(FINGERPRINT_BYTES, "big")
+    return found
+
+
+def fold_ranges(fd: int, path: bytes, seed: Seed, rules: Rules, count: int, alive: Callable[[], None]) -> list[Fold]:
+    """The fingerprints of all ranges of a huge directory, in one pass that keeps no entry. Raises Unreadable, Missing.
+
+    `alive` is called from time to time; what it raises passes through.
+    """
+    folds = [Fold() for _ in range(count)]
+    prefix = path + b"/" if path else b""
+    with watched(fd, path), os.scandir(fd) as entries:
+        for place, one in enumerate(entries):
+            if place % ALIVE_EVERY == 0:
+                alive()
+            name, listing = name_bytes(one.name), Listing()
+            fold = folds[number_of(name_hash(name), count)]
+            fold.total += _take(one, name, fd, seed, rules, prefix, listing)
+            fold.entries += 1
+            fold.files += len(listing.files)
+            fold.size += listing.size
+            fold.other += listing.other
+    return folds
+
+
+@dataclass(slots=True)
+class Fold:
+    """A range of a huge directory, of which nothing is kept but this."""
+
+    total: int = 0
+    entries: int = 0
+    files: int = 0
+    size: int = 0
+    other: int = 0
+
+    @property
+    def fingerprint(self) -> bytes:
+        """As of a listing."""
+        return (self.total & _MASK).to_bytes(FINGERPRINT_BYTES, "big")
+
+
+def _take(found: os.DirEntry[str], name: bytes, fd: int, seed: Seed, rules: Rules, prefix: bytes,
+          listing: Listing) -> int:  # fmt: skip
+    """Put one entry into a listing; what it adds to the fingerprint. The same as the loop above, entry by entry."""
+    if rules and rules.ignores(prefix + name, found.is_dir(follow_symlinks=False)):
+        listing.ignored.add(name)
+        return 0
+    if found.is_dir(follow_symlinks=False):
+        record = _CHILD(b"d", found.inode() if seed.inode else 0) + name
+        listing.children.append((name, signed(found.inode())))
+    else:
+        try:
+            entry = look_at(fd, found)
+        except OSError as error:
+            if error.errno in _REPLACED:
+                return 0
+            raise
+        if entry is None:
+            listing.other += 1
+            return 0
+        listing.files.append(entry)
+        listing.size += entry.size if entry.target is None else 0
+        record = _record(entry, seed)
+    return int.from_bytes(blake2b(record, digest_size=16, salt=seed.salt).digest(), "big")
+
+
+def _record(entry: Entry, seed: Seed) -> bytes:
+    kind = b"f" if entry.target is None else b"l"
+    ctime = entry.ctime_ns if seed.ctime else 0
+    record = _FILE(kind, entry.size, entry.mtime_ns, ctime, entry.inode & _INODE if seed.inode else 0) + entry.name
+    return record if entry.target is None else record + b"\0" + entry.target

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tasks.core.filesystem import filesystem_magic
+from tasks.core.guard import Place
+from tasks.core.walk import Tree
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -52,6 +56,12 @@ _KNOWN = {
     0x2011BAB0: Profile("exfat", ctime=False, inode=False, granularity_s=2.0),
     0x5346544E: Profile("ntfs", ctime=False),
 }
+
+
+def place_of(tree: Tree) -> Place:
+    """Which folder a root is."""
+    profile = profile_of(filesystem_magic(tree.fd))
+    return Place(profile.name, tree.inode if profile.inode else None)
 
 
 def profile_of(magic: int) -> Profile:

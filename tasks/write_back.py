@@ -1,0 +1,170 @@
+"""What a shard found, gathered into batches and written in flushes that hold its lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from db import changes, ranges, scans, tree
+from db.scans import Scan
+from db.types import KnownDirectory, name_hash
+from tasks.core.compare import Comparison, Outcome
+from tasks.core.listing import Listing
+from tasks.lease import Holder
+
+# File rows a flush: with their changes it stays below 5,000 rows, and a transaction below 200 ms.
+BATCH_FILES = 2_000
+ERRORS_KEPT = 1_000
+# Places of the fields of a new directory's row that its own listing fills in (see tree.NEW_DIRECTORY).
+_FINGERPRINT, _FILES, _BYTES, _OWNER, _LISTED = (
+    tree.NEW_DIRECTORY.index(name) for name in ("fingerprint", "files", "bytes", "owner", "listed")
+)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the next flush writes."""
+
+    tree: tree.TreeBatch = field(default_factory=tree.TreeBatch)
+    changes: list[tuple[Any, ...]] = field(default_factory=list)  # without tenant, fence and number
+    errors: list[tuple[Any, ...]] = field(default_factory=list)
+    disowned: list[int] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tree) + len(self.errors) + len(self.disowned) + len(self.counted)
+
+
+@dataclass(slots=True)
+class Todo:
+    """A directory to list. One that was born in the batch that is not written yet has its row there."""
+
+    known: KnownDirectory
+    row: list[Any] | None = None
+    batch: Batch | None = None
+
+
+class WriteBack:
+    """The batch of one shard, and its flush."""
+
+    def __init__(self, holder: Holder, scan: Scan, ids: tree.Ids) -> None:
+        assert scan.fence is not None
+        self._holder, self._scan, self._ids, self._fence = holder, scan, ids, scan.fence
+        self._tenant_id, self._number = scan.tenant_id, holder.lease.number
+        self._batch = Batch()
+        self._errors_kept = 0
+
+    def count(self, **counted: int) -> None:
+        """Add to the shard's counters."""
+        for name, value in counted.items():
+            if value:
+                self._batch.counted[name] = self._batch.counted.get(name, 0) + value
+
+    def outcome(self, directory: KnownDirectory, outcome: Outcome) -> None:
+        """What became of one file or symlink."""
+        entry, digest, algorithm, unsettled, kind, changed, hashed, because = outcome
+        name, type_, size, mtime_ns, ctime_ns, inode, target = entry
+        self._batch.tree.files.append(
+            (self._tenant_id, directory.id, name, type_, size, mtime_ns, ctime_ns, inode, unsettled, digest, algorithm,
+             target, changed, hashed, because, None, None, None if directory.ranges is None else name_hash(name))
+        )  # fmt: skip
+        if kind is not None:
+            self._batch.changes.append(
+                (directory.id, name, kind.value, join(directory.path, name), type_, size, digest, algorithm, target,
+                 None)
+            )  # fmt: skip
+        if len(self._batch.tree.files) >= BATCH_FILES:
+            self.flush()
+
+    def missing(self, directory: KnownDirectory, comparison: Comparison) -> None:
+        """What is gone from a directory."""
+        batch = self._batch.tree
+        for name, reason in comparison.missing:
+            batch.gone_files.append((self._fence, reason.value, self._tenant_id, directory.id, name))
+        for _, child, reason in comparison.missing_children:
+            batch.gone_children.append((self._fence, reason.value, self._tenant_id, child))
+
+    def children(self, directory: KnownDirectory, comparison: Comparison) -> Iterable[Todo]:
+        """The directories in a directory; those that are new are what is to be listed next."""
+        batch = self._batch
+        for child, inode in comparison.found_children:
+            batch.tree.found_children.append((inode, self._tenant_id, child))
+        for name, inode in comparison.new_children:
+            path, child = join(directory.path, name), self._ids.next()
+            key = tree.order_key(path)
+            row = [self._tenant_id, child, directory.id, name, path, key, inode, None, 0, 0, 1, self._fence,
+                   self._number, None, None if directory.ranges is None else name_hash(name)]  # fmt: skip
+            batch.tree.new_directories.append(row)
+            yield Todo(KnownDirectory(child, path, key, None, 1, None, self._fence), row, batch)
+
+    def directory(self, todo: Todo, listing: Listing, settled: bool) -> None:
+        """A directory as it was listed; its fingerprint only where nothing in it waits for another look."""
+        fingerprint = listing.fingerprint if settled else None
+        if todo.row is not None and todo.batch is self._batch:
+            row = todo.row
+            row[_FINGERPRINT], row[_FILES], row[_BYTES] = fingerprint, len(listing.files), listing.size
+            row[_OWNER], row[_LISTED] = None, self._fence
+        else:
+            known = todo.known
+            self._batch.tree.listed.append(
+                (fingerprint, len(listing.files), listing.size, self._fence, self._tenant_id, known.id, known.version)
+            )
+        self._flush_if_full()
+
+    def range(self, directory: KnownDirectory, known: ranges.KnownRange, listing: Listing, settled: bool) -> None:
+        """A range of a huge directory as it was listed."""
+        fingerprint, files = listing.fingerprint if settled else None, len(listing.files)
+        key = (self._tenant_id, directory.id)
+        self._batch.tree.ranges.append((fingerprint, files, listing.size, self._fence, *key, known.number,
+                                        known.version))  # fmt: skip
+        self._batch.tree.grown.append((files - known.files, listing.size - known.bytes, self._fence, *key))
+        self._flush_if_full()
+
+    def mount(self, directory: KnownDirectory, magic: int | None) -> None:
+        """Another file system is mounted on this directory, or (None) no longer."""
+        self._batch.tree.mounts.append((magic, self._tenant_id, directory.id))
+
+    def give_up(self, todo: Todo) -> None:
+        """Nobody has to list this one any more in this scan."""
+        if todo.row is not None and todo.batch is self._batch:
+            todo.row[_OWNER] = None
+        elif todo.known.born == self._fence:
+            self._batch.disowned.append(todo.known.id)
+
+    def error(self, path: bytes, operation: str, error: str) -> None:
+        """A place that could not be looked at."""
+        self.count(errors_total=1)
+        self._keep(path, operation, error)
+
+    def skip(self, path: bytes, reason: str) -> None:
+        """A place that is left out on purpose."""
+        self.count(skipped_total=1)
+        self._keep(path, scans.SKIP, reason)
+
+    def _keep(self, path: bytes, operation: str, text: str) -> None:
+        self._errors_kept += 1
+        if self._errors_kept <= ERRORS_KEPT:
+            self._batch.errors.append((self._scan.id, scans.error_key(path, operation), path, operation, text))
+
+    def _flush_if_full(self) -> None:
+        if len(self._batch) >= BATCH_FILES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the batch, if there is anything in it. Raises LeaseLost, StaleDirectory."""
+        batch = self._batch
+        if not len(batch):
+            return
+        with self._holder.flush(len(batch.changes), **batch.counted) as (connection, first):
+            tree.write(connection, batch.tree)
+            numbered = [(self._tenant_id, self._fence, first + i, *rest) for i, rest in enumerate(batch.changes)]
+            changes.write(connection, numbered)
+            changes.write_errors(connection, batch.errors)
+            tree.disown(connection, self._tenant_id, batch.disowned)
+        self._batch = Batch()
+
+
+def join(folder: bytes, name: bytes) -> bytes:
+    """The path of an entry."""
+    return folder + b"/" + name if folder else name
