@@ -1,7 +1,7 @@
 """Git's patterns of paths (its wildmatch) as regular expressions whose time is bounded.
 
 Brackets are read by dulwich, which knows all their corners; whole patterns are put together here, since dulwich's and
-pathspec's both differ from git's (`***/a`, `a\\`, `foo//`; pathspec's also in brackets) and take days on
+pathspec's both differ from git's (`***/a`, `a\\`; pathspec's also in brackets) and take days on
 `a*a*a*a*a*a*a*a*b` for one long name.
 
 Git's `*` takes any bytes within one name, `**/` any directories, so that the first place where what follows fits is as
