@@ -11,6 +11,7 @@ TRIALS = {
     "mount": ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/tmp"],
     "netns": ["unshare", "--net", "true"],
     "fuse": ["sh", "-c", "exec 3<>/dev/fuse"],
+    "git": ["git", "version"],
 }
 
 
