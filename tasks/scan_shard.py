@@ -18,7 +18,7 @@ from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.core import filesystem
 from tasks.core.ignore import Rules, RuleSet
-from tasks.core.rule_files import GIT_RULE_FILE, RULE_FILE, RuleFiles
+from tasks.core.rule_sources import GIT_RULE_FILE, RULE_FILE, RuleSources
 from tasks.core.walk import Tree
 from tasks.frontier import Frontier
 from tasks.lease import Holder
@@ -67,7 +67,7 @@ def scan_shard(scan_id: str, number: int) -> None:
 def _work(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
     settings = runtime.settings
     holder = Holder(runtime.engine, lease, settings.lease_s, runtime.clock_s)
-    with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_files=rule_files(tenant)) as root:
+    with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant)) as root:
         pipeline = Pipeline(
             runtime.engine, holder, scan, tenant, root,
             budget=Budget.of(settings, runtime.clock_s), ids=runtime.ids,
@@ -78,10 +78,10 @@ def _work(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> 
         _complete(runtime, lease, pipeline, rest)
 
 
-def rule_files(tenant: Tenant) -> RuleFiles:
+def rule_sources(tenant: Tenant) -> RuleSources:
     """Where the ignore rules of a tenant come from. Raises RulesError where its own patterns are too many."""
     own = RuleSet.parse(os.fsencode("\n".join(tenant.patterns)), source=b"", base=b"")
-    return RuleFiles(Rules().below(own), (GIT_RULE_FILE, RULE_FILE) if tenant.gitignore else (RULE_FILE,))
+    return RuleSources(Rules().below(own), (GIT_RULE_FILE, RULE_FILE) if tenant.gitignore else (RULE_FILE,))
 
 
 def _complete(runtime: Runtime, lease: shards.Lease, pipeline: Pipeline, rest: Frontier) -> None:

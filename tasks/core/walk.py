@@ -18,7 +18,7 @@ from tasks.core.filesystem import (
     signed,
 )
 from tasks.core.ignore import Rules
-from tasks.core.rule_files import RuleFiles
+from tasks.core.rule_sources import RuleSources
 
 # What a walk may hold open below the root.
 OPEN_DIRECTORIES = 64
@@ -40,12 +40,12 @@ class Tree:
     """A tenant's root, and the directories that are open below it: at most OPEN_DIRECTORIES at a time.
 
     Directories are asked for by path; asked for depth-first, each costs one `open`. What is mounted below the root is
-    entered only if it shall be crossed. `rule_files` tells the rules that hold in each. Raises Unreadable where the
+    entered only if it shall be crossed. `rule_sources` tell the rules that hold in each. Raises Unreadable where the
     root cannot be opened.
     """
 
-    def __init__(self, root: bytes, *, cross_mounts: bool = False, rule_files: RuleFiles | None = None) -> None:
-        self._rule_files = rule_files if rule_files is not None else RuleFiles()
+    def __init__(self, root: bytes, *, cross_mounts: bool = False, rule_sources: RuleSources | None = None) -> None:
+        self._rule_sources = rule_sources if rule_sources is not None else RuleSources()
         self._root_rules: Rules | None = None
         mounts = mount_points()
         self.is_mount = root in mounts
@@ -102,7 +102,7 @@ class Tree:
         if self._open:
             return self._open[-1].rules
         if self._root_rules is None:
-            self._root_rules = self._rule_files.read(self.fd, b"", self._rule_files.patterns)
+            self._root_rules = self._rule_sources.read(self.fd, b"", self._rule_sources.patterns)
         return self._root_rules
 
     @property
@@ -133,7 +133,7 @@ class Tree:
             self._open.append(_Open(components[at], fd, rules))
             if not self._cross_mounts and self._is_mount(fd, components[: at + 1]):
                 raise OSError(errno.EXDEV, "")
-            self._open[-1].rules = self._rule_files.read(fd, path, rules)
+            self._open[-1].rules = self._rule_sources.read(fd, path, rules)
         except OSError as error:
             self._keep(at)
             raise self._refusal(components, at, error) from None

@@ -7,14 +7,15 @@ import os
 from dataclasses import dataclass, field
 
 from tasks.core.filesystem import Unreadable, explain, is_regular, may_look, open_file
-from tasks.core.ignore import MAX_BYTES, Rules, RulesError, RuleSet
+from tasks.core.ignore import Rules, RulesError, RuleSet
+from tasks.core.rulefile import MAX_BYTES
 
 RULE_FILE = b".strandlineignore"
 GIT_RULE_FILE = b".gitignore"
 
 
 @dataclass(frozen=True, slots=True)
-class RuleFiles:
+class RuleSources:
     """Where rules come from: a tenant's own patterns, and files of these names in any directory, the weaker first."""
 
     patterns: Rules = field(default_factory=Rules)
