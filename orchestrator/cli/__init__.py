@@ -22,6 +22,7 @@ COMMANDS = {
     "confirm": ("scan", "confirm", "Let the deletions of a suspect scan through."),
     "changes": ("feed", "changes", "The change feed."),
     "files": ("feed", "files", "The index: one object a file."),
+    "explain": ("feed", "explain", "Why a path was or was not hashed, skipped or reported."),
     "status": ("cluster", "status", "The cluster at a glance: scans, backlog, workers."),
     "config": ("cluster", "config", "Settings: name, value, default and where it came from."),
     "worker": ("processes", "worker", "Run a worker (what a container runs)."),

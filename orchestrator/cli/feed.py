@@ -133,3 +133,27 @@ def _files(engine: Engine, name: str, prefix: bytes) -> Iterator[tree.IndexedFil
         if len(page) < PAGE:
             return
         place = page[-1].place
+
+
+@click.command()
+@click.argument("name")
+@click.argument("path")
+@state_option
+@json_option
+def explain(name: str, path: str, state: str | None, as_json: bool) -> None:
+    """Why PATH of tenant NAME was or was not hashed, skipped or reported. PATH is relative to the root, or absolute.
+
+    \b
+    Example: strandline explain notes letters/draft.md
+    """
+    from orchestrator.explain import explain as explained
+
+    settings = settings_of(state)
+    refuse_unknown_state(settings)
+    with database(settings) as engine, reading(engine) as connection:
+        document = explained(connection, tenants.get(connection, name), path_bytes(path))
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(f"{escaped(path_bytes(path))}: {document['status']}")
+        click.echo(f"  {document['explanation']}")

@@ -155,6 +155,22 @@ def may_look(directory: int, name: bytes) -> bool:
         return False
 
 
+_KINDS = {
+    stat.S_IFREG: "file", stat.S_IFLNK: "symlink", stat.S_IFDIR: "directory", stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket", stat.S_IFBLK: "device", stat.S_IFCHR: "device",
+}  # fmt: skip
+
+
+def kind_of(directory: int, name: bytes) -> str | None:
+    """What is there under this name, in a word; None: nothing. Raises Unreadable."""
+    try:
+        return _KINDS[stat.S_IFMT(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unreadable(name, "stat", explain(error)) from error
+
+
 def exists(directory: int, name: bytes) -> bool:
     """Is there anything of that name? Raises OSError where that cannot be said."""
     try:
