@@ -1,14 +1,23 @@
 """The command as people use it: run in a process of its own, its answers read as JSON."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from db.engine import reading
+from orchestrator.cli import group
+from orchestrator.cli.common import settings_of
+from orchestrator.cli.scan import asking
+from orchestrator.documents import scan_document
+from orchestrator.session import Session
 from tests import processes, trees
 
 STRANDLINE = str(Path(sys.executable).with_name("strandline"))
@@ -42,11 +51,36 @@ class Command:
         [document] = self.json("scan", os.fsencode(root), *words, status=status)
         return document
 
+    def read(self, *words: str) -> list[dict]:
+        """What a command that only reads prints, by the same code but in this process: that spares its start."""
+        done = CliRunner(env=self.env).invoke(group, [*words, "--json", "--state", str(self.state)])
+        assert done.exit_code == 0, done.output
+        return [json.loads(line) for line in done.stdout.split("\n")[:-1]]
+
     def index(self, tenant: str) -> trees.State:
-        return trees.index(self.json("files", tenant))
+        return trees.index(self.read("files", tenant))
 
     def feed(self, tenant: str, since: str | None = None) -> list[dict]:
-        return self.json("changes", tenant, *(["--since", since] if since else []))
+        return self.read("changes", tenant, *(["--since", since] if since else []))
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator["Asking"]:
+        """Beside a stack that runs: scans asked for by this process, for many small ones."""
+        with asking(settings_of(str(self.state))) as session:
+            yield Asking(session)
+
+
+@dataclass
+class Asking:
+    """As `scan` and `enqueue` ask, without the start of a process."""
+
+    session: Session
+
+    def scan(self, root: bytes, name: str) -> dict:
+        tenant = self.session.tenant_for(root, name)
+        ended = self.session.wait(self.session.ask(tenant))
+        with reading(self.session.engine) as connection:
+            return scan_document(connection, ended, name)
 
 
 def each_change_once(feed: list[dict]) -> bool:
