@@ -19,6 +19,7 @@ from orchestrator.cli.scan import asking
 from orchestrator.documents import scan_document
 from orchestrator.session import Session
 from tests import processes, trees
+from tests.waiting import wait_until
 
 STRANDLINE = str(Path(sys.executable).with_name("strandline"))
 
@@ -53,7 +54,7 @@ class Command:
 
     def read(self, *words: str) -> list[dict]:
         """What a command that only reads prints, by the same code but in this process: that spares its start."""
-        done = CliRunner(env=self.env).invoke(group, [*words, "--json", "--state", str(self.state)])
+        done = CliRunner(env=self.env).invoke(group, self.argv(*words, "--json")[1:])
         assert done.exit_code == 0, done.output
         return [json.loads(line) for line in done.stdout.split("\n")[:-1]]
 
@@ -81,6 +82,42 @@ class Asking:
         ended = self.session.wait(self.session.ask(tenant))
         with reading(self.session.engine) as connection:
             return scan_document(connection, ended, name)
+
+
+@dataclass
+class Followed:
+    """A tenant whose feed is read on after each scan, as a reader does who applies it to what he has."""
+
+    command: Command
+    asking: Asking
+    root: bytes
+    name: str
+    state: trees.State = field(default_factory=dict)
+    cursor: str | None = None
+
+    def scan(self, state: str = "succeeded") -> dict:
+        """A scan that ends so; its document, with the changes as (kind, path) under `news`."""
+        document = self.asking.scan(self.root, self.name)
+        assert document["state"] == state, document
+        news = self.command.feed(self.name, since=self.cursor)
+        assert each_change_once(news)
+        self.state, self.cursor = trees.apply_feed(news, self.state), document["cursor"]
+        assert self.command.index(self.name) == self.state
+        return document | {"news": sorted((change["kind"], trees.exact(change, "path")) for change in news)}
+
+    def exact(self) -> dict:
+        """A scan after which index and feed are what a fresh listing with digests shows."""
+        document = self.scan()
+        assert self.state == trees.listing(self.root)
+        return document
+
+    def settle(self, deadline_s: float = 20) -> dict:
+        """Scan until nothing is hashed again: every row holds a stat that is past the racy window."""
+        return wait_until(lambda: self._unless_hashed(self.exact()), deadline_s, "nothing is hashed any more")
+
+    @staticmethod
+    def _unless_hashed(document: dict) -> dict | None:
+        return None if document["hashed_files"] else document
 
 
 def each_change_once(feed: list[dict]) -> bool:

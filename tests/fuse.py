@@ -65,12 +65,12 @@ class PassThrough(mfusepy.Operations):
                 self._left = {n: rule.times for n, rule in enumerate(self._control.rules) if rule.times is not None}
             return self._control
 
-    def _obey(self, path: str, operation: str, entries: int = 0) -> None:
+    def _obey(self, path: str, operation: str, done: int = 0) -> None:
         control = self._told()
         if control.latency_s:
             time.sleep(control.latency_s)
         for number, rule in enumerate(control.rules):
-            if rule in self._rules(path, operation) and entries >= rule.after and self._is_left(number):
+            if rule in self._rules(path, operation) and done >= rule.after and self._is_left(number):
                 for what in rule.do:
                     self._do(*what)
                 if rule.error is not None:
@@ -88,9 +88,21 @@ class PassThrough(mfusepy.Operations):
                 self._left[number] = left - 1
         return left is None or left > 0
 
-    def _do(self, what: str, *paths: str) -> None:
+    def _do(self, what: str, path: str, other: str = "") -> None:
+        behind = self._behind(path)
         with contextlib.suppress(FileNotFoundError):  # done already
-            {"unlink": os.unlink, "rename": os.rename}[what](*map(self._behind, paths))
+            match what:
+                case "unlink":
+                    os.unlink(behind)
+                case "rename":
+                    os.rename(behind, self._behind(other))
+                case "append":
+                    with open(behind, "a") as file:
+                        file.write(other)
+                case "truncate":
+                    os.truncate(behind, int(other))
+                case _:
+                    raise ValueError(what)
 
     def _behind(self, path: str) -> str:
         return os.path.join(self._folder, path.strip("/"))
@@ -180,7 +192,7 @@ class PassThrough(mfusepy.Operations):
         return fh
 
     def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
-        self._obey(self._paths[fh], "read")
+        self._obey(self._paths[fh], "read", offset)
         return os.pread(fh, size, offset)
 
     def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:

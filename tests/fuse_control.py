@@ -9,7 +9,8 @@ class Rule:
     """What happens at an operation: `do` is done in the folder behind, then it fails with `error`, if one is given.
 
     `path` is relative to the root ("" is the root itself) and may hold `*`. `operation` is stat, open, read, opendir,
-    readdir or readlink; a readdir comes to this after so many entries. At most `times` times, if that is given.
+    readdir or readlink; a readdir comes to this after so many entries, a read at so many bytes or beyond. At most
+    `times` times, if that is given: the kernel asks once more for a page that it could not read ahead.
     """
 
     path: str
@@ -17,7 +18,9 @@ class Rule:
     error: str | None = None  # a name of errno
     after: int = 0
     times: int | None = None
-    do: list[list[str]] = field(default_factory=list)  # ["unlink", path] or ["rename", from, to]
+    do: list[list[str]] = field(
+        default_factory=list
+    )  # unlink PATH, rename FROM TO, append PATH TEXT, truncate PATH SIZE
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def of_an_image(kind: str, size_mib: int, *options: str) -> list[str]:
 TRIALS = {
     "strace": ["strace", "-qq", "-o", "/dev/null", "true"],
     "mount": mounting("mount -t tmpfs none /tmp"),
+    "rsync": ["rsync", "--version"],
+    "unzip": ["unzip", "-v"],
     "netns": ["unshare", "--net", "true"],
     "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],
     "ext4": of_an_image("ext4", 16, "-q"),
