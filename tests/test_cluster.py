@@ -45,6 +45,7 @@ def cluster(postgres_url: str, own_redis, tmp_path: Path) -> Iterator[Cluster]:
         assert not (tmp_path / "never made").exists()
 
 
+@pytest.mark.row(1, "the 29 scenarios on PostgreSQL")
 def test_the_29_scenarios_on_postgresql(cluster: Cluster, tmp_path: Path) -> None:
     root, outside = os.fsencode(tmp_path / "root"), os.fsencode(tmp_path / "outside")
     os.mkdir(outside)

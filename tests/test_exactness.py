@@ -190,6 +190,7 @@ def test_another_algorithm_hashes_everything_again_and_says_so_in_the_feed(cli: 
     assert change["digest"] == blake3(b"content").hexdigest()
 
 
+@pytest.mark.row(36, "missing: the scan fails, the index stays")
 def test_a_root_that_is_away_fails_the_scan_and_keeps_the_index(cli: Command, tmp_path: Path) -> None:
     root = os.fsencode(tmp_path / "root")
     build(root, Dir({b"f": File(b"1"), b"d": Dir({b"g": File(b"2")})}))

@@ -1,6 +1,7 @@
 """The catalogue of inputs, row by row, through a running stack and on real file systems. See tests/catalogue.py."""
 
 import contextlib
+import hashlib
 import itertools
 import mmap
 import os
@@ -9,16 +10,22 @@ import socket
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from db import schema, tenants, tree
+from db.engine import connect, reading, writing
+from tasks import settings as all_settings
+from tasks.app import make_app
 from tests import trees
-from tests.command import Asking, Command, Followed
+from tests.command import Asking, Command, Followed, scan_once
 from tests.fuse_control import Control, Rule
 from tests.trees import SECOND_NS, Dir, File, Symlink, build, listing, make_chain
 from tests.volumes import Volume
+from tests.waiting import wait_until
 
 row = pytest.mark.row
 on_loops = pytest.mark.needs("root", "mount")
@@ -74,11 +81,8 @@ def test_old_files_brought_in_by_any_tool_are_added(follow: Follow, root: bytes,
     build(root, Dir(files(3)))
     outside = tmp_path / "outside"
     build(os.fsencode(outside), Dir({b"old": Dir(files(3, "old"), age_s=10**8)}, age_s=10**8), age_s=10**8)
-    for command in (["tar", "-cf", "old.tar", "old"], ["zip", "-qr", "old.zip", "old"]):
-        if shutil.which(command[0]):
-            subprocess.run(command, cwd=outside, check=True)
-    if not (outside / "old.zip").exists():
-        shutil.make_archive(str(outside / "old"), "zip", outside, "old")
+    for form in ("tar", "zip"):
+        shutil.make_archive(str(outside / "old"), form, outside, "old")
     tenant = follow(root)
     tenant.exact()
 
@@ -166,6 +170,24 @@ def test_hard_links_are_rows_of_their_own(follow: Follow, root: bytes) -> None:
     assert tenant.exact()["news"] == [("modified", b"a/h"), ("modified", b"b/g")]
 
 
+@row(13, "each of file, folder and symlink becomes each other: one scan tells it whole")
+def test_whatever_becomes_whatever_under_the_same_name(follow: Follow, root: bytes) -> None:
+    kinds = {b"file": File(b"1"), b"folder": Dir({b"in": File(b"2")}), b"symlink": Symlink(b"nowhere")}
+    pairs = [(one, other) for one in kinds for other in kinds if one != other]
+    build(root, Dir({one + b"-" + other: kinds[one] for one, other in pairs}))
+    tenant = follow(root)
+    tenant.exact()
+
+    for one, other in pairs:
+        trees.remove(root + b"/" + one + b"-" + other)
+    build(root, Dir({one + b"-" + other: kinds[other] for one, other in pairs}))
+
+    assert {path for _, path in tenant.exact()["news"]} == {
+        path + below for one, other in pairs for path in (one + b"-" + other,)
+        for below in ({b"folder": b"/in"}.get(one, b""), {b"folder": b"/in"}.get(other, b""))
+    }  # fmt: skip
+
+
 # ---- Names
 
 
@@ -197,7 +219,7 @@ def test_names_are_kept_exactly_and_shown_safely(cli: Command, follow: Follow, r
 
 @row(22, "paths of more than 4,096 bytes, thousands of levels")
 def test_a_deep_tree_is_indexed_to_its_bottom(follow: Follow, root: bytes) -> None:
-    bottom = make_chain(root, 3000)
+    bottom = make_chain(root, 10_000)
     try:
         tenant = follow(root)
         assert tenant.exact()["news"] == [("added", bottom)]
@@ -596,6 +618,48 @@ def test_modes_owners_and_link_counts_are_no_change(follow: Follow, root: bytes,
     assert tenant.settle()["news"] == []
 
 
+@row(40, "an hour back, a tick or a second ahead of the file system's: a rewrite in the same tick is found")
+@on_loops
+@pytest.mark.needs("ext4")
+@pytest.mark.parametrize("offset_s", [-3600.0, 0.005, 1.0])
+def test_a_clock_that_differs_from_the_file_systems_hides_no_rewrite(
+    mounted: Mounted, tmp_path: Path, redis_url: str, offset_s: float
+) -> None:
+    # given: stamps of whole seconds, so that a rewrite surely leaves the same ones
+    root = os.fsencode(mounted("ext4-1s").path / "root")
+    build(root, Dir({b"old": File(b"1")}))
+    url = f"sqlite:///{tmp_path}/test.db"
+    engine = connect(url)
+    schema.migrate(engine)
+    app = make_app(all_settings.load({}, database_url=url, redis_url=redis_url))
+    app.runtime.engine, app.runtime.clock_ns = engine, lambda: time.time_ns() + round(offset_s * SECOND_NS)
+    with writing(engine) as connection:
+        tenant = tenants.add(connection, name="t", root=root, tier="standard", interval_s=60, algorithm="sha256")
+
+    def rewritten_in_one_tick() -> bool:
+        trees.next_tick(root)
+        trees.write(root + b"/f", b"one")
+        before = os.lstat(root + b"/f")
+        scan_once(engine, tenant.id)
+        trees.write(root + b"/f", b"two")
+        return (before.st_mtime_ns, before.st_ctime_ns) == stamps_of(root + b"/f")
+
+    # when
+    wait_until(rewritten_in_one_tick, 20, "a scan between two writes in one second")
+    scan_once(engine, tenant.id)
+
+    # then
+    with reading(engine) as connection:
+        [file] = tree.index_page(connection, tenant.id, prefix=b"f", after=None, limit=9)
+    assert file.digest == hashlib.sha256(b"two").digest()
+    engine.dispose()
+
+
+def stamps_of(path: bytes) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_mtime_ns, found.st_ctime_ns
+
+
 # ---- File systems that hide something
 
 
@@ -644,11 +708,11 @@ def test_on_a_real_file_system_of_two_second_stamps(follow: Follow, mounted: Mou
 
 @row(41, "nothing, folders only, one file")
 def test_small_trees_are_as_expected(follow: Follow, tmp_path: Path) -> None:
-    for name, tree in {
+    for name, spec in {
         "empty": Dir(), "folders": Dir({b"a": Dir({b"b": Dir()}), b"c": Dir()}), "one": Dir({b"f": File()}),
     }.items():  # fmt: skip
         root = os.fsencode(tmp_path / name)
-        build(root, tree)
+        build(root, spec)
         tenant = follow(root)
         document = tenant.exact()
         assert document["directories"] == {"empty": 1, "folders": 4, "one": 1}[name]
