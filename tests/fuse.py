@@ -99,6 +99,8 @@ class PassThrough(mfusepy.Operations):
                 case "append":
                     with open(behind, "a") as file:
                         file.write(other)
+                case "symlink":
+                    os.symlink(other, behind)
                 case "truncate":
                     os.truncate(behind, int(other))
                 case _:

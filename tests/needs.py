@@ -12,12 +12,12 @@ def mounting(command: str) -> list[str]:
     return ["unshare", "--mount", "--propagation", "private", "sh", "-ec", command]
 
 
-def of_an_image(kind: str, size_mib: int, *options: str) -> list[str]:
+def of_an_image(kind: str, size_mib: int, *options: str, then: str = "true") -> list[str]:
     """As above, with a file system made in a file on a tmpfs."""
     make = " ".join([f"mkfs.{kind}", *options, "/tmp/image"])
     return mounting(
         f"mount -t tmpfs none /tmp; truncate -s {size_mib}M /tmp/image; {make} >/dev/null; mkdir /tmp/on; "
-        f"mount -o loop -t {kind} /tmp/image /tmp/on"
+        f"mount -o loop -t {kind} /tmp/image /tmp/on; {then}"
     )
 
 
@@ -32,9 +32,12 @@ TRIALS = {
     "ext4": of_an_image("ext4", 16, "-q"),
     "xfs": of_an_image("xfs", 320, "-q"),
     "btrfs": of_an_image("btrfs", 128, "-q"),
-    "overlay": mounting(
-        "mount -t tmpfs none /tmp; cd /tmp; mkdir lower upper work on; "
-        "mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work none on"
+    "overlay": of_an_image(
+        "ext4",
+        16,
+        "-q",
+        then="cd /tmp/on; mkdir lower upper work on; "
+        "mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work none on",
     ),
     "vfat": of_an_image("vfat", 16),
     "exfat": of_an_image("exfat", 16),

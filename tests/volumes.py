@@ -56,7 +56,8 @@ class Volume:
         self.mount()
 
     def abandon(self) -> None:
-        subprocess.run(["umount", "-l", str(self.path)], stderr=subprocess.DEVNULL)
+        for place in (self.path, self.parts / "layers"):
+            subprocess.run(["umount", "-l", str(place)], stderr=subprocess.DEVNULL)
         self._await_server()
 
     def _await_server(self) -> None:
@@ -125,12 +126,16 @@ def run(*command: str | Path) -> None:
 def on_a_loop(maker: list[str], size_mib: int) -> Callable[[Volume, int | None], None]:
     def prepare(volume: Volume, size: int | None) -> None:
         image = volume.parts / "image"
-        image.touch()
-        os.truncate(image, (size or size_mib) * MIB)
-        run(*maker, image)
+        make_image(image, maker, size or size_mib)
         volume.mount = lambda: run("mount", "-o", "loop", image, volume.path)
 
     return prepare
+
+
+def make_image(image: Path, maker: list[str], size_mib: int) -> None:
+    image.touch()
+    os.truncate(image, size_mib * MIB)  # sparse
+    run(*maker, image)
 
 
 def tmpfs(volume: Volume, size: int | None) -> None:
@@ -138,10 +143,11 @@ def tmpfs(volume: Volume, size: int | None) -> None:
 
 
 def overlay(volume: Volume, size: int | None) -> None:
-    """Upper and lower on a tmpfs of their own; the lower one holds a file that the tests do not touch."""
-    layers = volume.parts / "layers"
+    """Upper and lower on an ext4 of their own; the lower one holds a file that the tests do not touch."""
+    layers, image = volume.parts / "layers", volume.parts / "image"
     layers.mkdir()
-    run("mount", "-t", "tmpfs", "-o", f"size={size or 64}m", "none", layers)
+    make_image(image, ["mkfs.ext4", "-q"], size or 64)
+    run("mount", "-o", "loop", image, layers)
     for name in ("lower", "upper", "work"):
         (layers / name).mkdir()
     (layers / "lower" / "from-below").write_bytes(b"lower")
