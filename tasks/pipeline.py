@@ -86,7 +86,7 @@ class Pipeline:
         self._trusting = scan.strategy == Strategy.INCREMENTAL
         self.profile = profile_of(filesystem.filesystem_magic(root.fd))
         self._seed = Seed.of(tenant.id, tenant.algorithm, self.profile)
-        self._hasher = Hasher(tenant.algorithm, chunk_bytes, self._read_bytes)
+        self._hasher = Hasher(tenant.algorithm, chunk_bytes, self._read_bytes, inode=self.profile.inode)
         self._stack: list[Todo] = []
         self._batch = Batch()
         self._errors_kept = 0

@@ -693,6 +693,20 @@ def test_where_stamps_are_coarse_and_inodes_change_what_stat_shows_is_found(
     assert shown["cannot_see"]
 
 
+@row(39, "another inode at each look: indexed and settled all the same")
+@on_fuse
+def test_inodes_that_change_at_each_look_keep_nothing_from_being_indexed(follow: Follow, shown: Volume) -> None:
+    root = os.fsencode(shown.path / "root")
+    build(root, Dir({**files(5), b"d": Dir(files(5))}))
+    shown.control(Control(inodes="lookup"))
+    tenant = follow(root)
+
+    assert len(tenant.exact()["news"]) == 10
+    assert (again := tenant.exact())["hashed_files"] == 0 and again["directories_unchanged"] == 2
+    trees.write(root + b"/d/f00", b"of another size")
+    assert tenant.exact()["news"] == [("modified", b"d/f00")]
+
+
 @row(39, "a real vfat or exfat")
 @on_loops
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.needs(kind)) for kind in ("vfat", "exfat")])

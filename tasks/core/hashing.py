@@ -51,16 +51,19 @@ class Hashed(NamedTuple):
 class Hasher:
     """Hashes the files of one shard. Keeps one buffer, and counts the flushes that it may still do.
 
-    `progress(bytes)` is called after each chunk; an exception from it ends the hash and passes through.
+    `progress(bytes)` is called after each chunk; an exception from it ends the hash and passes through. `inode`: does
+    the number stay the same for the same file? Where it does not, it proves nothing of a file that held still.
     """
 
-    def __init__(self, algorithm: str, chunk_bytes: int, progress: Callable[[int], None]) -> None:
+    def __init__(self, algorithm: str, chunk_bytes: int, progress: Callable[[int], None], *,
+                 inode: bool = True) -> None:  # fmt: skip
         self._new = ALGORITHMS[algorithm]
         # Page-aligned: copying into memory at odd offsets is up to four times slower on some processors.
         self._buffer = mmap.mmap(-1, chunk_bytes)
         self._view = memoryview(self._buffer)
         self._chunk_bytes = chunk_bytes
         self._progress = progress
+        self._inode = inode
         self._fsyncs_left = FSYNCS_PER_SHARD
 
     def hash(self, directory: int, listed: Entry, now_ns: int) -> Hashed:
@@ -91,7 +94,7 @@ class Hasher:
                 unsettled = Unsettled.FSYNC_BUDGET
             digest, count = self._read(fd, expected.size)
             # As it was when it was listed, and all of it read: then nothing moved from the listing until now.
-            if count == expected.size and unchanged(fd, expected):
+            if count == expected.size and unchanged(fd, expected, inode=self._inode):
                 return Hashed(expected, digest, unsettled)
             # Somebody is writing: flush again, for what a map has dirtied moves no time, and look again next time.
             expected, fresh, unsettled = entry_of(fd, listed.name), True, Unsettled.RACY
