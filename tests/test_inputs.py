@@ -1,6 +1,7 @@
 """The catalogue of inputs, row by row, through a running stack and on real file systems. See tests/catalogue.py."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import mmap
@@ -495,6 +496,25 @@ def test_what_the_file_system_refuses_is_unknown_and_nothing_is_deleted(
     news = tenant.exact()["news"]
     assert [one for one in news if one[0] == "added"] == []
     assert len(news) == 4 + 1
+
+
+@row(31, "ENOTCONN of everything, since the file system's process is dead: failed, the index kept")
+@on_fuse
+def test_a_file_system_whose_process_died_deletes_nothing(follow: Follow, shown: Volume) -> None:
+    root = os.fsencode(shown.path / "root")
+    build(root, Dir({**files(5), b"d": Dir(files(5))}))
+    tenant = follow(root)
+    tenant.exact()
+    assert shown.server is not None
+    shown.server.kill()
+    shown.server.wait()
+
+    document = tenant.scan("failed")
+
+    assert os.strerror(errno.ENOTCONN).lower() in document["error"] and len(tenant.state) == 10
+    shown.abandon()
+    shown.mount()
+    assert tenant.exact()["news"] == []
 
 
 @row(32, "a rename from what is still to come to what has passed: listed again")
