@@ -76,8 +76,15 @@ def test_beat_and_the_worker_do_what_was_only_asked_for(cluster: Cluster, tmp_pa
     assert [worker["processes"] for worker in status["workers"]] == [2]
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Has the process a handler for this signal by now?"""
+    [caught] = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigCgt" in line]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_a_worker_ends_on_term_and_takes_its_pool_along_when_killed(cluster: Cluster) -> None:
     worker, beat = cluster.processes["worker"], cluster.processes["beat"]
+    wait_until(lambda: catches(beat.pid, signal.SIGTERM), 30, "beat is up")
     beat.send(signal.SIGTERM)
     assert beat.wait(10).returncode == 0
     worker.send(signal.SIGKILL)
