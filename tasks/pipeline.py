@@ -75,7 +75,7 @@ class Pipeline:
         self.place = place_of(root)
         self._policy = Policy(tenant.algorithm, tenant.large_file, tenant.large_file_bytes)
         self._compared_by: dict[int, tuple[Profile, Seed]] = {}
-        self._hasher = Hasher(self._policy, chunk_bytes, self._read_bytes)
+        self._hasher = Hasher(self._policy, chunk_bytes, self._read_bytes, inode=self.place.inode is not None)
         self.write = WriteBack(holder, scan, ids)
         self._stack: list[Todo] = []
         self._huge = Huge(self, huge_entries)
@@ -240,6 +240,10 @@ class Pipeline:
         comparison = compare(listing, files, children, opened.profile, self._policy)
         if not listing.steady:
             self._confirm_missing(opened.fd, known.path, comparison)
+        for name in listing.unseen if listing.steady else ():
+            self.write.error(
+                join(known.path, name), "stat", "listed, but it has no stat; what is recorded stays as it is"
+            )
         settled = comparison.settled and listing.steady
         elsewhere = self._elsewhere(known, opened, listing, comparison) if not files else {}
         for entry, before in comparison.to_hash:

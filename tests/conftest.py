@@ -17,17 +17,26 @@ from sqlalchemy import Engine
 from db import schema
 from db.engine import connect
 from db.tables import metadata
-from tests import needs, servers
+from tests import needs, scenarios_report, servers
 from tests.servers import PostgresKind, PostgresServer, RedisServer
+from tests.volumes import Volume, Volumes
 
 REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
 POSTGRES_KINDS = servers.postgres_kinds()
+MAY_SKIP = "may be missing"
 
 
 def pytest_report_collectionfinish() -> str:
     """Unlike the report header, this is shown under -q too."""
     found = [servers.redis_version(), *(kind.described() for kind in POSTGRES_KINDS)]
-    return "servers: " + ", ".join(found) + ("; every skip is a failure (REQUIRE=all)" if REQUIRE_ALL else "")
+    lines = ["servers: " + ", ".join(found), "not to be had here: " + ", ".join(needs.may_be_missing())]
+    return "\n".join(lines) + ("\nevery other skip is a failure (REQUIRE=all)" if REQUIRE_ALL else "")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    for line in scenarios_report.summary(scenarios_report.of_reports(reports)):
+        terminalreporter.write_line(line)
 
 
 # What a test needs
@@ -37,6 +46,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         for what in marker.args:
             if reason := needs.missing(what):
+                if what in needs.MAY_BE_MISSING:
+                    item.user_properties.append((MAY_SKIP, what))
                 pytest.skip(f"needs {what}: {reason}")
 
 
@@ -52,7 +63,8 @@ def pytest_make_collect_report():
 
 def _refuse_skip(report):
     """Under REQUIRE=all nothing is skipped in silence. An expected failure is reported as a skip too, but is none."""
-    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+    allowed = hasattr(report, "wasxfail") or any(name == MAY_SKIP for name, _ in getattr(report, "user_properties", []))
+    if REQUIRE_ALL and report.skipped and not allowed:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"{reason}\nREQUIRE=all: a skip is a failure"
@@ -63,6 +75,22 @@ def _refuse_skip(report):
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("STRANDLINE_")]:
         monkeypatch.delenv(name)
+
+
+# File systems
+
+
+@pytest.fixture(scope="session")
+def volumes() -> Iterator[Volumes]:
+    with Volumes() as folder:
+        yield folder
+
+
+@pytest.fixture
+def mounted(volumes: Volumes) -> Iterator[Callable[..., Volume]]:
+    """Mounts a file system of a kind until the end of the test. Needs root, mount and that kind."""
+    with contextlib.ExitStack() as stack:
+        yield lambda kind, **options: stack.enter_context(volumes.mounted(kind, **options))
 
 
 # Servers

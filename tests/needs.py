@@ -4,15 +4,53 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
+
+
+def mounting(command: str) -> list[str]:
+    """A trial mount in a namespace of its own, of which nothing is left."""
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-ec", command]
+
+
+def of_an_image(kind: str, size_mib: int, *options: str, then: str = "true") -> list[str]:
+    """As above, with a file system made in a file on a tmpfs."""
+    make = " ".join([f"mkfs.{kind}", *options, "/tmp/image"])
+    return mounting(
+        f"mount -t tmpfs none /tmp; truncate -s {size_mib}M /tmp/image; {make} >/dev/null; mkdir /tmp/on; "
+        f"mount -o loop -t {kind} /tmp/image /tmp/on; {then}"
+    )
+
 
 # Tried, not looked up: inside containers much is installed or allowed in name only.
 TRIALS = {
     "strace": ["strace", "-qq", "-o", "/dev/null", "true"],
-    "mount": ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/tmp"],
+    "mount": mounting("mount -t tmpfs none /tmp"),
+    "rsync": ["rsync", "--version"],
+    "unzip": ["unzip", "-v"],
     "netns": ["unshare", "--net", "true"],
-    "fuse": ["sh", "-c", "exec 3<>/dev/fuse"],
     "git": ["git", "version"],
+    "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],
+    "ext4": of_an_image("ext4", 16, "-q"),
+    "xfs": of_an_image("xfs", 320, "-q"),
+    "btrfs": of_an_image("btrfs", 128, "-q"),
+    "overlay": of_an_image(
+        "ext4",
+        16,
+        "-q",
+        then="cd /tmp/on; mkdir lower upper work on; "
+        "mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work none on",
+    ),
+    "vfat": of_an_image("vfat", 16),
+    "exfat": of_an_image("exfat", 16),
 }
+
+# These alone may be missing under REQUIRE=all: no package brings a kernel module.
+MAY_BE_MISSING = {
+    "vfat": "the kernels of many machines that CI runs on have no vfat",
+    "exfat": "nor exfat; tests.volumes has a FUSE that behaves like it",
+}
+# And this no test here tries, for want of a kernel that can.
+NOT_TRIED = {"nfs": "needs a server in the kernel; ESTALE and a clock of its own come from a FUSE"}
 
 
 @functools.cache
@@ -26,3 +64,10 @@ def missing(what: str) -> str | None:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     return None if trial.returncode == 0 else trial.stderr.strip() or f"{command[0]} failed"
+
+
+def may_be_missing() -> list[str]:
+    """What is not here and need not be, nor what no test tries, each with the reason."""
+    return [f"{what} ({missing(what)})" for what in MAY_BE_MISSING if missing(what)] + [
+        f"{what} ({why})" for what, why in NOT_TRIED.items()
+    ]

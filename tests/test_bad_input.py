@@ -50,6 +50,7 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], str], str]] = {
 }
 
 
+@pytest.mark.row(36, "missing, a file, /, a symlink: one sentence, exit 2, no tenant")
 @pytest.mark.parametrize("case", BAD_ROOTS)
 @pytest.mark.parametrize("words", [["scan"], ["tenant", "add", "name"], ["up", "--dir"]], ids=" ".join)
 def test_a_root_that_cannot_be_one_is_refused(cli: Command, root: Path, case: str, words: list[str]) -> None:
@@ -59,6 +60,7 @@ def test_a_root_that_cannot_be_one_is_refused(cli: Command, root: Path, case: st
     assert tenants_in(cli.state) == []
 
 
+@pytest.mark.row(36, "unreadable: one sentence")
 @pytest.mark.needs("root")
 def test_an_unreadable_root_is_refused(cli: Command, root: Path) -> None:
     os.chown(root / "inside", 65534, 65534)
@@ -69,6 +71,7 @@ def test_an_unreadable_root_is_refused(cli: Command, root: Path) -> None:
             str(root / "inside"), "permission denied")  # fmt: skip
 
 
+@pytest.mark.row(36, "inside or around another tenant's root: refused")
 def test_roots_of_tenants_do_not_overlap(cli: Command, root: Path) -> None:
     assert cli.run("tenant", "add", "outer", str(root)).returncode == 0
     refused(cli.run("tenant", "add", "inner", str(root / "inside")), "inside", "outer", str(root))
@@ -133,6 +136,7 @@ def test_a_corrupt_database_is_refused_and_left_as_it_is(cli: Command, root: Pat
     assert database.read_bytes() == b"this is no database" * 1000
 
 
+@pytest.mark.row(42, "not writable: said in a sentence")
 def test_a_state_folder_that_is_a_file_or_cannot_be_written_is_refused(cli: Command, root: Path) -> None:
     cli.state.write_text("")
     refused(cli.run("scan", str(root)), str(cli.state), "--state")
@@ -149,6 +153,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", mounted], check=True)
 
 
+@pytest.mark.row(42, "full: said before anything starts")
 @pytest.mark.needs("root")
 @pytest.mark.needs("mount")
 def test_a_full_disk_under_the_state_folder_is_said_before_anything_starts(
@@ -161,6 +166,7 @@ def test_a_full_disk_under_the_state_folder_is_said_before_anything_starts(
     assert cli.scan(root)["state"] == "succeeded"
 
 
+@pytest.mark.row(42, "full meanwhile: the scan fails with that sentence, the next completes")
 @pytest.mark.needs("root")
 @pytest.mark.needs("mount")
 def test_a_disk_that_fills_up_meanwhile_fails_the_scan_with_that_sentence_and_the_next_completes(

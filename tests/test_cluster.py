@@ -45,6 +45,7 @@ def cluster(postgres_url: str, own_redis, tmp_path: Path) -> Iterator[Cluster]:
         assert not (tmp_path / "never made").exists()
 
 
+@pytest.mark.row(1, "the 29 scenarios on PostgreSQL")
 def test_the_29_scenarios_on_postgresql(cluster: Cluster, tmp_path: Path) -> None:
     root, outside = os.fsencode(tmp_path / "root"), os.fsencode(tmp_path / "outside")
     os.mkdir(outside)
@@ -75,8 +76,15 @@ def test_beat_and_the_worker_do_what_was_only_asked_for(cluster: Cluster, tmp_pa
     assert [worker["processes"] for worker in status["workers"]] == [2]
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Has the process a handler for this signal by now?"""
+    [caught] = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigCgt" in line]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_a_worker_ends_on_term_and_takes_its_pool_along_when_killed(cluster: Cluster) -> None:
     worker, beat = cluster.processes["worker"], cluster.processes["beat"]
+    wait_until(lambda: catches(beat.pid, signal.SIGTERM), 30, "beat is up")
     beat.send(signal.SIGTERM)
     assert beat.wait(10).returncode == 0
     worker.send(signal.SIGKILL)

@@ -237,6 +237,7 @@ def test_the_changes_applied_to_what_a_reader_knew_give_what_is_known_now(
     assert reader.keys() == now.keys()
 
 
+@pytest.mark.row(31, "what cannot be read keeps its row and digest")
 @given(cases(), st.frozensets(st.sampled_from(NAMES)))
 def test_what_cannot_be_read_keeps_its_row_and_digest_and_waits_for_another_look(
     case: Any, unreadable: frozenset[bytes]
@@ -269,6 +270,7 @@ def compared(listing: Listing, known: dict[bytes, KnownFile], children: dict[byt
     return compare(listing, known, children, FULL, Policy("sha256"))
 
 
+@pytest.mark.row(13, "file to symlink and back: modified")
 def test_a_file_that_becomes_a_symlink_is_one_modified_row_and_so_is_the_reverse() -> None:
     to_link = compared(Listing(files=[LINK]), {b"f": KNOWN}, {})
     to_file = compared(Listing(files=[FILE]), {b"f": KNOWN_LINK}, {})
@@ -279,6 +281,7 @@ def test_a_file_that_becomes_a_symlink_is_one_modified_row_and_so_is_the_reverse
         assert comparison.missing == [] and comparison.settled
 
 
+@pytest.mark.row(13, "folder to file and back: replaced")
 def test_a_folder_that_becomes_a_file_and_the_reverse_are_replaced() -> None:
     to_file = compared(Listing(files=[FILE]), {}, {b"f": KnownChild(7, 1, None)})
     to_folder = compared(Listing(children=[(b"f", 1)]), {b"f": KNOWN}, {})
@@ -297,6 +300,7 @@ def test_what_left_no_entry_is_absent() -> None:
     assert comparison.missing_children == [(b"d", 7, Gone.ABSENT)]
 
 
+@pytest.mark.row(29, "equal content is no change")
 def test_a_touched_file_of_equal_content_is_no_change_and_keeps_the_fence_that_changed_it() -> None:
     touched = FILE._replace(mtime_ns=12, ctime_ns=22)
     [found] = outcomes(compared(Listing(files=[touched]), {b"f": KNOWN}, {}), FULL)
@@ -362,6 +366,8 @@ RACES: list[tuple[str, Profile, float, float, bool]] = [
 ]
 
 
+@pytest.mark.row(8, "what a later write could look like is looked at again")
+@pytest.mark.row(40, "by the age of its stamps, on either side of now")
 @pytest.mark.parametrize(("profile", "mtime_s", "ctime_s", "expected"), [one[1:] for one in RACES],
                          ids=[one[0] for one in RACES])  # fmt: skip
 def test_racy_is_what_a_later_write_could_look_like(

@@ -52,6 +52,7 @@ def refusal(path: Path | str | bytes, **given_: str) -> str:
 # ---- Roots
 
 
+@pytest.mark.row(41, "slash, .., relative: one true path")
 def test_a_folder_is_taken_by_its_one_true_path_however_it_is_written(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_folder_is_taken_by_its_one_true_path_however_it_is_written(
     assert checked("in/..") == expected
 
 
+@pytest.mark.row(21, "a root's own name is exact")
 @pytest.mark.parametrize("name", [b"\xff\xfe", b"new\nline", b" ", b"-rf", b"n" * 255, "ä".encode()])
 def test_a_root_of_any_name_is_taken_exactly(place: Path, name: bytes) -> None:
     path = os.fsencode(place) + b"/" + name
@@ -77,10 +79,12 @@ def test_a_root_of_any_name_is_taken_exactly(place: Path, name: bytes) -> None:
     assert checked(path + b"/") == path
 
 
+@pytest.mark.row(36, "missing: refused")
 def test_a_root_that_is_missing_is_refused(place: Path) -> None:
     assert refusal(place / "none").startswith(f"root '{place}/none' cannot be read: no such file or directory")
 
 
+@pytest.mark.row(36, "a file: refused")
 def test_a_root_that_is_a_file_is_refused(place: Path) -> None:
     (place / "file").touch()
 
@@ -88,6 +92,7 @@ def test_a_root_that_is_a_file_is_refused(place: Path) -> None:
     assert "not a directory" in refusal(place / "file" / "below")
 
 
+@pytest.mark.row(36, "a symlink: refused, its target named")
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_root_that_is_a_symlink_is_refused_and_its_target_named(place: Path, slash: str) -> None:
     (place / "folder").mkdir()
@@ -106,6 +111,7 @@ def test_a_symlink_that_leads_nowhere_or_to_itself_is_refused(place: Path) -> No
     assert "cannot be read: too many levels of symbolic links" in refusal(place / "loop")
 
 
+@pytest.mark.row(36, "/: refused")
 @pytest.mark.parametrize("path", ["/", "//", "/.", "/tmp/..", "/../.."])
 def test_the_whole_machine_is_refused(path: str) -> None:
     assert refusal(path) == "root '/' is the whole machine; give a folder below it"
@@ -120,6 +126,7 @@ def test_a_path_too_long_for_the_system_is_refused_with_that_reason(place: Path)
     assert "file name too long" in refusal(place / ("n" * 300))
 
 
+@pytest.mark.row(36, "unreadable: refused")
 def test_a_root_that_may_not_be_listed_is_refused(place: Path) -> None:
     (place / "closed" / "in").mkdir(parents=True)
     os.chmod(place / "closed", 0)
@@ -140,6 +147,7 @@ def test_a_root_that_may_be_listed_but_not_entered_is_refused(place: Path) -> No
     as_nobody(lambda: refusal(place / "closed"))
 
 
+@pytest.mark.row(36, "outside the allowed folders: refused")
 def test_with_allowed_folders_only_what_lies_in_them_is_taken(place: Path) -> None:
     for name in ("one/in", "two", "one-more", "elsewhere"):
         (place / name).mkdir(parents=True)
@@ -154,6 +162,7 @@ def test_with_allowed_folders_only_what_lies_in_them_is_taken(place: Path) -> No
         )
 
 
+@pytest.mark.row(36, "out of the allowed folders by a symlink: refused")
 def test_a_way_out_of_the_allowed_folders_through_a_symlink_is_refused(place: Path) -> None:
     (place / "one").mkdir()
     (place / "elsewhere" / "in").mkdir(parents=True)
@@ -275,6 +284,7 @@ def test_a_file_has_its_digest_in_lower_case_hex_and_a_symlink_its_target_and_no
     assert link == {"path": "l", "type": "symlink", "size": 1, "mtime_ns": 2, "target": "f", "changed_in": 7}
 
 
+@pytest.mark.row(21, "whatever the bytes, a terminal gets printable text")
 @given(st.binary())
 def test_what_a_terminal_gets_is_printable(value: bytes) -> None:
     shown = escaped(value)
@@ -335,6 +345,7 @@ def test_every_refusal_is_one_line_that_can_be_printed(monkeypatch: pytest.Monke
         assert str(refused.value).isprintable()
 
 
+@pytest.mark.row(39, "what cannot be seen is said")
 def test_a_tenants_document_says_what_cannot_be_seen_on_its_file_system(tmp_path):
     engine = connect(f"sqlite:///{tmp_path}/test.db")
     schema.migrate(engine)

@@ -154,6 +154,7 @@ def touched(path: Path) -> None:
 WRITERS = [appended, rewritten, rewritten_and_set_back, shortened, emptied, touched]
 
 
+@pytest.mark.row(10, "written once meanwhile: the digest of what is there then")
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_file_written_once_while_it_is_hashed_gives_the_digest_of_what_is_there_then(
     place: Place, write: Callable[[Path], None]
@@ -182,6 +183,7 @@ def test_a_file_written_after_its_listing_is_hashed_as_it_is_now(place: Place, w
     assert found.entry == place.entry() != listed
 
 
+@pytest.mark.row(10, "replaced: never under the new one's stat")
 def test_a_file_replaced_while_it_is_hashed_is_never_told_under_the_new_ones_stat(place: Place) -> None:
     # given
     listed = place.write(OLD)
@@ -199,6 +201,7 @@ def test_a_file_replaced_while_it_is_hashed_is_never_told_under_the_new_ones_sta
     assert found.entry not in (listed, place.entry())
 
 
+@pytest.mark.row(11, "given up after so many tries: unstable")
 def test_a_file_that_grows_at_every_chunk_is_given_up_after_so_many_tries(place: Place) -> None:
     listed = place.write(OLD)
     chunks = 0
@@ -216,6 +219,7 @@ def test_a_file_that_grows_at_every_chunk_is_given_up_after_so_many_tries(place:
     assert chunks <= TRIES * 5
 
 
+@pytest.mark.row(11, "grows faster than it is read: ends all the same")
 def test_a_file_that_grows_faster_than_it_is_read_ends_too(place: Place) -> None:
     listed = place.write(b"x")
 
@@ -228,6 +232,7 @@ def test_a_file_that_grows_faster_than_it_is_read_ends_too(place: Place) -> None
     assert (found.digest, found.unsettled) == (None, Unsettled.UNSTABLE)
 
 
+@pytest.mark.row(10, "at every chunk: old or new, never a mixture")
 def test_no_digest_mixes_two_versions_wherever_the_writer_strikes(place: Place) -> None:
     """A writer that rewrites all of the file after the nth chunk, for each n: old or new, never a mixture."""
     for strike in range(1, 2 * 3 + 1):
@@ -255,6 +260,7 @@ def test_a_digest_that_took_a_second_try_is_looked_at_again(place: Place, write:
     assert place.hash(listed, once(lambda: write(place.folder / "f"))).unsettled == Unsettled.RACY
 
 
+@pytest.mark.row(9, "stores through a map while it is hashed: no torn digest")
 def test_stores_through_a_map_during_both_tries_never_give_a_torn_digest(place: Place) -> None:
     """The first store moves the time and makes the page writable: without a second flush, no later store moves it."""
     # given
@@ -319,6 +325,8 @@ def nothing(path: Path) -> None:
     pass
 
 
+@pytest.mark.row(12, "gone between list and open: no error")
+@pytest.mark.row(14, "a pipe, socket or device in its place: never waited for")
 @pytest.mark.timeout(BLOCKING_S)
 @pytest.mark.parametrize(
     "other", [nothing, fifo, folder, symlink, loop, unix_socket, pytest.param(device, marks=pytest.mark.needs("root"))]
@@ -345,6 +353,7 @@ def test_a_folder_that_went_with_its_file_is_no_error(place: Place) -> None:
     assert found == Hashed(None)
 
 
+@pytest.mark.row(30, "a file that may not be read: failed, with the reason")
 def test_a_file_that_may_not_be_read_failed_with_the_reason() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)
@@ -359,6 +368,7 @@ def test_a_file_that_may_not_be_read_failed_with_the_reason() -> None:
         os.close(place.fd)
 
 
+@pytest.mark.row(31, "open, stat or read of a file fails: failed, with the reason")
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 @pytest.mark.parametrize("call", ["readv", "fstat", "open"])
 def test_an_error_of_the_file_system_failed_with_the_reason(
@@ -454,6 +464,7 @@ def stored_through_a_map_after_hashing(place: Place) -> tuple[Entry, Entry]:
         return hashed.entry, place.entry()
 
 
+@pytest.mark.row(9, "flushed before it is hashed, a later store moves a time")
 def test_a_store_through_a_map_after_the_hash_is_seen_by_stat(place: Place) -> None:
     if not on_a_disk(place.folder):
         pytest.skip("needs ext4, xfs or btrfs under the temporary folder")
@@ -463,6 +474,7 @@ def test_a_store_through_a_map_after_the_hash_is_seen_by_stat(place: Place) -> N
     assert now != hashed
 
 
+@pytest.mark.row(9, "without the flush it would not")
 def test_without_the_flush_that_store_would_not_be_seen(place: Place, flushed: list[int]) -> None:
     """Why there is a flush at all; where this fails, the file system needs none."""
     if not on_a_disk(place.folder):

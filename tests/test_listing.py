@@ -76,6 +76,7 @@ def test_an_empty_folder_has_a_fingerprint_too(tmp_path: Path) -> None:
     assert (found.files, found.children, len(found.fingerprint)) == ([], [], 16)
 
 
+@pytest.mark.row(21, "exact bytes in a listing")
 @pytest.mark.parametrize(
     "name",
     [b"\xff\xfe", b"\xed\xa0\x80", b"new\nline", b"\r\t\x1b[31m", b"'\"$(x)%s", b"-rf", b"n" * 255, b"e\xcc\x81"],
@@ -90,6 +91,7 @@ def test_names_are_exact_bytes(tmp_path: Path, name: bytes) -> None:
     assert [entry.target for entry in found.files if entry.type == "symlink"] == [name]
 
 
+@pytest.mark.row(14, "counted, never opened")
 def test_pipes_sockets_and_devices_are_counted_and_never_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +205,7 @@ def test_any_one_change_moves_the_fingerprint(tmp_path: Path, change: str) -> No
     assert taken(tmp_path).fingerprint != before
 
 
+@pytest.mark.row(39, "fields that mean nothing are not compared")
 def test_where_change_times_and_inodes_mean_nothing_they_are_left_out(tmp_path: Path) -> None:
     # given: a copy has another ctime and another inode
     build(os.fsencode(tmp_path / "one"), Dir({b"f": File(b"1", mtime_ns=0), b"d": Dir()}))
@@ -378,6 +381,7 @@ def entry(**values: Any) -> dict[str, Any]:
 YEAR_9999_NS = 253_402_300_799 * SECOND_NS
 
 
+@pytest.mark.row(27, "beyond 64 bits: the nearest that fits")
 @pytest.mark.parametrize(
     ("ns", "kept"), [(YEAR_9999_NS, 2**63 - 1), (-62_198_755_200 * SECOND_NS, -(2**63)), (2**63, 2**63 - 1), (-1, -1)]
 )
@@ -396,6 +400,7 @@ def test_inodes_beyond_63_bits_become_the_signed_number_that_a_database_holds(in
     assert told([entry(inode=inode, type="dir")], SEED).children == [(b"f", kept)]
 
 
+@pytest.mark.row(27, "the year 9999 and 1960, on a tmpfs")
 @pytest.mark.skipif(not os.access(SHARED_MEMORY, os.W_OK), reason="needs a writable tmpfs")
 def test_a_real_file_of_the_year_9999_and_one_of_1960_are_listed_and_looked_at_alike() -> None:
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:
@@ -448,6 +453,7 @@ def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterator[
     return make
 
 
+@pytest.mark.row(32, "its times moved meanwhile: listed again")
 def test_a_folder_that_changes_while_it_is_listed_is_listed_again(tmp_path: Path, busy: Callable) -> None:
     (tmp_path / "f").touch()
     listings = busy(itertools.chain([True], itertools.repeat(False)))
@@ -457,6 +463,7 @@ def test_a_folder_that_changes_while_it_is_listed_is_listed_again(tmp_path: Path
     assert (len(listings), found.steady, names(found)) == (2, True, [b"f", b"new1"])
 
 
+@pytest.mark.row(32, "never at rest: so many times, and said so")
 def test_a_folder_that_never_rests_is_listed_so_many_times_and_said_to_be_unsteady(
     tmp_path: Path, busy: Callable
 ) -> None:
@@ -488,6 +495,7 @@ def test_a_folder_removed_while_it_is_open_is_missing(tmp_path: Path) -> None:
     os.close(fd)
 
 
+@pytest.mark.row(32, "removed in the middle of its listing: missing")
 def test_a_folder_removed_in_the_middle_of_its_listing_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,6 +532,7 @@ def wrapped(passing: Callable[[Iterator[Any]], Iterator[Any]]) -> type:
     return Wrapped
 
 
+@pytest.mark.row(31, "half-way through a listing: unreadable, never shorter")
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
 def test_an_error_half_way_through_is_unreadable_and_never_a_shorter_listing(
     tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
@@ -586,6 +595,7 @@ def test_an_entry_that_changes_between_its_name_and_its_stat_is_listed_again(
     assert found.steady and state == expected
 
 
+@pytest.mark.row(30, "a folder that may not be listed: unreadable")
 def test_a_folder_that_may_not_be_listed_is_unreadable() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)

@@ -10,16 +10,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 
-from db import scans, schema, shards, tenants
+from db import scans, schema, tenants
 from db.engine import connect, reading, writing
-from db.types import Trigger
-from orchestrator.start import start_queued
 from tasks import settings as all_settings
 from tasks.app import make_app
-from tasks.finish import finish
-from tasks.scan_shard import scan_shard
 from tests import trees
-from tests.command import Command
+from tests.command import Command, scan_once
 from tests.waiting import wait_until
 
 AGED_S = 2.5
@@ -42,23 +38,6 @@ def engine(database_url: str) -> Iterator[Engine]:
     schema.migrate(engine)
     yield engine
     engine.dispose()
-
-
-def scan_once(engine: Engine, tenant_id: int) -> str:
-    """One scan by the very tasks, called here so that their statements can be seen."""
-    with writing(engine) as connection:
-        scan, _ = scans.request(connection, tenant_id, trigger=Trigger.REQUEST)
-    start_queued(engine, all_settings.load({}))
-    while True:
-        with writing(engine) as connection:
-            ready = shards.sendable(connection, 100)
-        if not ready:
-            return scan.id
-        for shard in ready:
-            if shard.number == shards.FINISH:
-                finish(shard.scan_id)
-            else:
-                scan_shard(shard.scan_id, shard.number)
 
 
 def test_it_touches_no_file_row_and_writes_only_scan_shards_and_tenant(

@@ -128,6 +128,7 @@ def test_nothing_of_another_tenant_is_written(engine):
     assert (rows(engine, directories, tenant_id=2), rows(engine, files, tenant_id=2)) == before
 
 
+@pytest.mark.row(21, "exact bytes in the database")
 @pytest.mark.parametrize(
     "name", [b"\xff\xfe", b"a\nb", b" ", b"'; DROP TABLE files; --", b"%s?:x", bytes(range(1, 256)).replace(b"/", b"")]
 )
@@ -140,6 +141,7 @@ def test_names_are_any_bytes(engine, name):
         assert [one.path for one in tree.index_page(connection, 1)] == [name, name + b"/" + name]
 
 
+@pytest.mark.row(22, "kept whole in the database")
 def test_a_path_of_more_than_4000_bytes_is_kept_whole(engine):
     path = b"/".join([b"\xfe" * 250] * 17)
     write_tree(engine, new_directories=tree_rows(1, [path]), files=[file(1, 18, b"n" * 255)])

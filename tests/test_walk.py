@@ -107,6 +107,7 @@ def test_the_root_is_known_by_device_and_inode(root: bytes) -> None:
 # ---- Deep
 
 
+@pytest.mark.row(22, "3,000 levels, with few descriptors")
 def test_three_thousand_levels_are_walked_with_few_descriptors(root: bytes) -> None:
     # given: a path of 5,999 bytes too, which no call takes in one piece
     make_chain(root, 3000)
@@ -123,6 +124,7 @@ def test_three_thousand_levels_are_walked_with_few_descriptors(root: bytes) -> N
     assert open_descriptors() == before
 
 
+@pytest.mark.row(22, "a path of more than 4,096 bytes")
 def test_a_path_longer_than_4096_bytes_is_entered(root: bytes) -> None:
     # given
     name = b"n" * 250
@@ -187,6 +189,7 @@ def test_a_root_that_is_missing_a_file_or_a_symlink_is_unreadable_and_says_so(ro
     assert open_descriptors() == before
 
 
+@pytest.mark.row(30, "closed to an ordinary user: unreadable, what is below is left alone")
 def test_a_closed_folder_is_unreadable_and_what_is_below_it_shadowed(root: bytes) -> None:
     build(root, Dir({b"closed": Dir({b"in": Dir({b"deep": Dir()})}), b"open": Dir()}))
     os.chmod(os.path.join(root, b"closed"), 0)
@@ -207,6 +210,7 @@ def test_a_closed_folder_is_unreadable_and_what_is_below_it_shadowed(root: bytes
     as_nobody(walk)
 
 
+@pytest.mark.row(30, "may be listed but not entered: unreadable")
 def test_a_folder_that_may_be_listed_but_not_entered_is_unreadable(root: bytes) -> None:
     build(root, Dir({b"closed": Dir({b"file": File(), b"in": Dir()})}))
     os.chmod(os.path.join(root, b"closed"), 0o444)
@@ -222,6 +226,7 @@ def test_a_folder_that_may_be_listed_but_not_entered_is_unreadable(root: bytes) 
     as_nobody(walk)
 
 
+@pytest.mark.row(18, "another file system inside: not entered")
 @pytest.mark.needs("root", "mount")
 def test_another_file_system_inside_is_not_entered(root: bytes) -> None:
     build(root, Dir({b"mounted": Dir({b"hidden": Dir()}), b"beside": Dir()}))
@@ -250,6 +255,7 @@ def outside(place: bytes) -> bytes:
     return folder
 
 
+@pytest.mark.row(16, "swapped at each step: never walked through")
 @pytest.mark.parametrize("swapped", [b"a", b"a/in", b"a/in/in"])
 @pytest.mark.parametrize("entered", [b"", b"a", b"a/in"])
 def test_a_folder_swapped_for_a_symlink_is_never_walked_through(
@@ -284,6 +290,7 @@ def test_a_symlink_where_a_folder_was_is_missing_for_one_who_comes_anew(root: by
                 tree.directory(path)
 
 
+@pytest.mark.row(16, "swapped all the time: never outside")
 def test_a_thread_that_swaps_a_folder_for_a_symlink_all_the_time_never_leads_outside(
     root: bytes, outside: bytes
 ) -> None:
@@ -344,6 +351,7 @@ def refusing(call: Callable[..., object], code: int, times: int = 1) -> Callable
     return refuse
 
 
+@pytest.mark.row(31, "a folder that cannot be opened: told with its path")
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE])
 def test_an_error_while_opening_is_told_with_its_path(root: bytes, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     build(root, Dir({b"a": Dir({b"b": Dir()})}))

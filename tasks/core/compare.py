@@ -98,11 +98,11 @@ def _find_missing(found: Comparison, listing: Listing, files: Mapping[bytes, Kno
                   children: Mapping[bytes, KnownChild]) -> None:  # fmt: skip
     file_names = {entry.name for entry in listing.files}
     child_names = {name for name, _ in listing.children}
-    for name in files.keys() - file_names:
+    for name in files.keys() - file_names - listing.unseen:
         found.missing.append((name, _reason(name, child_names, listing)))
-    for name in children.keys() - child_names:
+    for name in children.keys() - child_names - listing.unseen:
         found.missing_children.append((name, children[name].id, _reason(name, file_names, listing)))
-    found.settled = not (found.missing or found.missing_children)
+    found.settled = not (found.missing or found.missing_children or listing.unseen)
 
 
 def _reason(name: bytes, others: set[bytes], listing: Listing) -> Gone:

@@ -108,14 +108,14 @@ def entry_of(fd: int, name: bytes) -> Entry | None:
     return _entry(name, found, None) if stat.S_ISREG(found.st_mode) else None
 
 
-def unchanged(fd: int, entry: Entry) -> bool:
-    """Has an open file still the stat of its entry?"""
+def unchanged(fd: int, entry: Entry, *, inode: bool = True) -> bool:
+    """Has an open file still the stat of its entry? `inode`: does its number stay the same for the same file here?"""
     found = os.fstat(fd)
     return (
         found.st_size == entry.size
         and saturate(found.st_mtime_ns) == entry.mtime_ns
         and saturate(found.st_ctime_ns) == entry.ctime_ns
-        and signed(found.st_ino) == entry.inode
+        and (not inode or signed(found.st_ino) == entry.inode)
         and stat.S_ISREG(found.st_mode)
     )
 

@@ -54,10 +54,12 @@ class Hashed(NamedTuple):
 class Hasher:
     """Hashes the files of one shard. Keeps one buffer, and counts the flushes that it may still do.
 
-    `progress(bytes)` is called after each chunk; an exception from it ends the hash and passes through.
+    `progress(bytes)` is called after each chunk; an exception from it ends the hash and passes through. `inode`: does
+    the number stay the same for the same file? Where it does not, it proves nothing of a file that held still.
     """
 
-    def __init__(self, policy: Policy, chunk_bytes: int, progress: Callable[[int], None]) -> None:
+    def __init__(self, policy: Policy, chunk_bytes: int, progress: Callable[[int], None], *,
+                 inode: bool = True) -> None:  # fmt: skip
         self._policy = policy
         self._new = ALGORITHMS[policy.algorithm]
         # Page-aligned: copying into memory at odd offsets is up to four times slower on some processors.
@@ -65,6 +67,7 @@ class Hasher:
         self._view = memoryview(self._buffer)
         self._chunk_bytes = chunk_bytes
         self._progress = progress
+        self._inode = inode
         self._fsyncs_left = FSYNCS_PER_SHARD
 
     def hash(self, directory: int, listed: Entry, now_ns: int) -> Hashed:
@@ -97,7 +100,7 @@ class Hasher:
                 unsettled = Unsettled.FSYNC_BUDGET
             digest, count = self._read_as_told(fd, expected.size)
             # As it was when it was listed, and all of it read: then nothing moved from the listing until now.
-            if count == expected.size and unchanged(fd, expected):
+            if count == expected.size and unchanged(fd, expected, inode=self._inode):
                 return Hashed(expected, digest, unsettled)
             # Somebody is writing: flush again, for what a map has dirtied moves no time, and look again next time.
             expected, fresh, unsettled = entry_of(fd, listed.name), True, Unsettled.RACY

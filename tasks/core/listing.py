@@ -30,7 +30,8 @@ LISTING_TRIES = 3
 # Entries of a huge directory between two signs of life.
 ALIVE_EVERY = 4_096
 _MASK = (1 << 128) - 1
-# Removed or replaced since readdir: then the directory's own times moved too, and it is listed again.
+# Removed or replaced since readdir: then the directory's own times moved too, and it is listed again. Where they stand
+# still, the name is there and its stat is hidden.
 _REPLACED = frozenset({errno.ENOENT, errno.EINVAL})
 _INODE = (1 << 64) - 1
 _FILE = struct.Struct(">cqqqQ").pack
@@ -48,6 +49,7 @@ class Listing:
     files: list[Entry] = field(default_factory=list)  # and symlinks
     children: list[tuple[bytes, int]] = field(default_factory=list)  # (name, inode) of directories
     ignored: set[bytes] = field(default_factory=set)  # names that the rules leave out
+    unseen: set[bytes] = field(default_factory=set)  # names that were there and had no stat: gone since, or hidden
     other: int = 0  # sockets, pipes, devices
     size: int = 0  # of the files, bytes
     fingerprint: bytes = b""
@@ -80,7 +82,7 @@ def list_directory(fd: int, path: bytes, seed: Seed, rules: Rules | None = None,
         with watched(fd, path) as watch:
             listing = _list_once(fd, path, seed, rules, limit)
         listing.steady = watch.steady
-        if listing.steady:
+        if listing.steady and not listing.unseen:
             break
     return listing
 
@@ -133,6 +135,7 @@ def _list_once(fd: int, path: bytes, seed: Seed, rules: Rules | None, limit: int
                     target = name_bytes(os.readlink(found.name, dir_fd=fd)) if stat.S_ISLNK(mode) else None
                 except OSError as error:
                     if error.errno in _REPLACED:
+                        listing.unseen.add(name)
                         continue
                     raise
                 size, mtime, ctime, inode = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
@@ -241,6 +244,7 @@ def _take(found: os.DirEntry[str], name: bytes, fd: int, seed: Seed, rules: Rule
             entry = look_at(fd, found)
         except OSError as error:
             if error.errno in _REPLACED:
+                listing.unseen.add(name)
                 return 0
             raise
         if entry is None:

@@ -21,6 +21,7 @@ class Profile:
     inode: bool = True  # stays the same for the same file, also after a remount
     network: bool = False  # its clock is another machine's
     granularity_s: float = 1.0  # of its coarsest stamps
+    maps_move_times: bool = True  # a write through a memory map moves a time, at the latest when it is flushed
 
     @property
     def racy_window_ns(self) -> int:
@@ -31,6 +32,10 @@ class Profile:
     @property
     def cannot_see(self) -> str | None:
         """What a scan misses here, in words; None: nothing that stat can show."""
+        if not self.maps_move_times:
+            return (
+                f"on {self.name} a write through a memory map after the file was hashed is not seen: it moves no time"
+            )
         if self.ctime:
             return None
         return f"on {self.name} a rewrite that sets size and mtime back is not seen: it keeps no change time"
@@ -42,7 +47,7 @@ _KNOWN = {
     0xEF53: Profile("ext4"),
     0x58465342: Profile("xfs"),
     0x9123683E: Profile("btrfs"),
-    0x01021994: Profile("tmpfs"),
+    0x01021994: Profile("tmpfs", maps_move_times=False),
     0x794C7630: Profile("overlay"),
     0x2FC12FC1: Profile("zfs"),
     0xF2F52010: Profile("f2fs"),
