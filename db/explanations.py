@@ -35,6 +35,16 @@ def directory(connection: Connection, tenant_id: int, path: bytes) -> RowMapping
     return connection.execute(query).mappings().first()
 
 
+def gone_above(connection: Connection, tenant_id: int, path: bytes) -> RowMapping | None:
+    """The topmost directory on the way to a path, itself too, that waits to be deleted."""
+    parts = path.split(b"/") if path else []
+    for depth in range(1, len(parts) + 1):
+        row = directory(connection, tenant_id, b"/".join(parts[:depth]))
+        if row is not None and row["gone"] is not None:
+            return row
+    return None
+
+
 def file(connection: Connection, tenant_id: int, directory_id: int, name: bytes) -> RowMapping | None:
     """The row of a file or symlink."""
     f = files.c

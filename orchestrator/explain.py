@@ -64,12 +64,13 @@ def _status(connection: Connection, tenant: Tenant, path: bytes) -> tuple[str, s
         return "unknown", (
             f"{where}could not {trouble.operation} since scan number {trouble.since}: {trouble.error}; {known}"
         )
-    profile = profile_named(tenant.filesystem or "")
+    if (row is not None and row["gone"] is None) or itself is not None:
+        gone = explanations.gone_above(connection, tenant.id, path)
+        if gone is not None:
+            return "pending deletion", _pending("a directory", gone)
     if row is not None:
-        return _file(row, profile)
-    if itself is not None:
-        return _directory(itself)
-    return live
+        return _file(row, profile_named(tenant.filesystem or ""))
+    return live if itself is None else _directory(itself)
 
 
 def _look(tenant: Tenant, path: bytes) -> tuple[Rule | None, tuple[str, str]]:
@@ -98,6 +99,12 @@ def _describe(kind: str | None) -> tuple[str, str]:
     return "special", f"a {kind}: counted as `other`, never opened and not indexed"
 
 
+def _pending(what: str, row: RowMapping) -> str:
+    where = f"{what} {os.fsdecode(row['path'])!r}" if "path" in row else what
+    since = f"missing since scan number {row['gone']} ({row['gone_reason']})"
+    return f"{where} is {since}, and is deleted with all below it once a scan may do so"
+
+
 def _at(place: bytes, path: bytes) -> str:
     return "" if place == path else f"at {os.fsdecode(place)!r}: "
 
@@ -109,9 +116,7 @@ def _ignored(rule: Rule, path: bytes) -> str:
 
 def _file(row: RowMapping, profile: Profile) -> tuple[str, str]:
     if row["gone"] is not None:
-        return "pending deletion", (
-            f"missing since scan number {row['gone']} ({row['gone_reason']}); it is deleted once a scan may delete it"
-        )
+        return "pending deletion", _pending("it", row)
     if row["type"] == FileType.SYMLINK:
         target = os.fsdecode(row["target"])
         return "symlink", f"a symlink to {target!r}, as scan number {row['changed']} found it; never followed"
@@ -135,11 +140,6 @@ def _settled(row: RowMapping, profile: Profile) -> tuple[str, str]:
 
 
 def _directory(row: RowMapping) -> tuple[str, str]:
-    if row["gone"] is not None:
-        return "pending deletion", (
-            f"a directory missing since scan number {row['gone']} ({row['gone_reason']}); "
-            "it and all below it are deleted once a scan may delete them"
-        )
     if row["listed"] is None:
         return "directory", f"a directory found by scan number {row['born']}, not listed yet"
     sentence = f"a directory of {row['files']:,} files, as scan number {row['listed']} recorded them"
