@@ -24,6 +24,8 @@ from db.types import FileType, Gone, Kind
 LOSS = ("scan_id", "key", "inode", "gone", "directory_id", "name", "n", "reason", "counted")
 _PAGED = [losses.c[name] for name in ("key", "inode", "gone", "directory_id", "name", "n")]
 
+# Every volume of the ext family has it.
+LOST_FOUND = b"lost+found"
 Place = tuple[int, bytes]  # directory and name
 
 
@@ -65,7 +67,7 @@ def any_familiar(connection: Connection, scan: Scan) -> bool:
     d, f, c = directories.c, files.c, changes.c
     root = select(d.id).where(d.tenant_id == scan.tenant_id, d.parent_id.is_(None)).scalar_subquery()
     children = select(d.id).where(
-        d.tenant_id == scan.tenant_id, d.parent_id == root, d.gone.is_(None), d.born < scan.fence
+        d.tenant_id == scan.tenant_id, d.parent_id == root, d.gone.is_(None), d.born < scan.fence, d.name != LOST_FOUND
     )
     new = exists().where(
         c.tenant_id == f.tenant_id, c.fence == scan.fence, c.directory_id == f.directory_id, c.name == f.name,

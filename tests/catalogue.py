@@ -53,21 +53,6 @@ ROWS = {
     42: "disk full, read-only or over quota under the state folder or the database",
 }
 
-# What of a row is still to be built, in a word. What is built of it has its tests already.
-PENDING = {
-    4: "moved",
-    5: "moved",
-    9: "verify",
-    18: "mounts",
-    23: "buckets",
-    24: "moved",
-    26: "policy",
-    33: "ignore",
-    37: "guard",
-    38: "guard",
-    39: "verify",
-}
-
 
 class Shown(NamedTuple):
     row: int
@@ -97,7 +82,7 @@ def main() -> None:
     for one in shown():
         tests.setdefault(one.row, []).append(one)
     for number, words in ROWS.items():
-        print(f"\n{number}. {words}" + (f"  [still to be built: {PENDING[number]}]" if number in PENDING else ""))
+        print(f"\n{number}. {words}")
         for one in tests.get(number, []):
             print(f"   {one.test}\n      {one.asserted}")
 

@@ -80,6 +80,7 @@ def root(tmp_path: Path) -> bytes:
     return path
 
 
+@pytest.mark.row(38, "suspect until confirmed; then deleted")
 def test_most_files_gone_is_suspect_and_confirming_deletes_them(cli: Command, root: bytes) -> None:
     first = cli.scan(root, "--tenant", "most")
     before = listing(root)
@@ -144,6 +145,7 @@ def test_only_a_suspect_scan_can_be_confirmed(cli: Command, root: bytes) -> None
     assert unknown.returncode == 2 and "there is none of that id" in unknown.stderr
 
 
+@pytest.mark.row(37, "unmounted, another volume: suspect, nothing deleted, the message says how to confirm")
 @pytest.mark.needs("mount")
 def test_an_unmounted_root_deletes_nothing_and_all_is_well_when_it_is_back(cli: Command, tmp_path: Path) -> None:
     point = tmp_path / "root"
@@ -194,6 +196,7 @@ QUIET: dict[str, Callable[[bytes], None]] = {
 }
 
 
+@pytest.mark.row(38, "a renamed folder: no alarm")
 @pytest.mark.parametrize("change", QUIET)
 def test_no_alarm(cli: Command, root: bytes, change: str) -> None:
     name = "quiet-" + change.replace(" ", "-")

@@ -79,6 +79,7 @@ def tenant(tmp_path: Path) -> str:
     return "t" + tmp_path.name.replace("_", "-")[-60:]
 
 
+@pytest.mark.row(23, "in ranges of which a few are in memory at a time: exact through all that may happen to it")
 def test_it_is_exact_when_it_appears_changes_and_is_removed(cli: Command, tmp_path: Path) -> None:
     root, name = os.fsencode(tmp_path / "root"), tenant(tmp_path)
     build(root, Dir({b"huge": content(300), b"beside": content(20)}))

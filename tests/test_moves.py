@@ -154,6 +154,8 @@ MOVES: dict[str, tuple[Change, dict[bytes, bytes] | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.row(4, "in a folder, between folders, a folder with all below it: `moved` for each")
+@pytest.mark.row(5, "exchanged files and folders, cycles: applied in order the feed gives the index")
 @pytest.mark.parametrize("what", MOVES)
 def test_moved(cli: Command, tmp_path: Path, what: str) -> None:
     root, name = os.fsencode(tmp_path / "root"), "moves-" + what.replace(" ", "-").replace(",", "")
@@ -182,6 +184,20 @@ def check(news: list[dict], before: State, after: State) -> None:
     assert places == sorted(places), "deletions come first, then moves"
 
 
+@pytest.mark.row(24, "as many empty files as one likes: no move")
+def test_empty_files_are_never_paired(cli: Command, tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path / "root")
+    build(root, Dir({b"in": Dir({b"%03d" % number: File(b"") for number in range(300)}), **numbered(1000).entries}))
+    cli.scan(root, "--tenant", "empty")
+    os.rename(root + b"/in", root + b"/out")
+
+    second = cli.scan(root)
+
+    assert (second["moved"], second["added"], second["deleted"]) == (0, 300, 300)
+    assert cli.index("empty") == listing(root) == apply_feed(cli.feed("empty"))
+
+
+@pytest.mark.row(4, "a folder of thousands: `moved` for each, nothing hashed")
 def test_a_renamed_folder_of_thousands_is_moved_without_hashing(cli: Command, tmp_path: Path) -> None:
     root = os.fsencode(tmp_path / "root")
     make_many(root + b"/in", 50, 60)

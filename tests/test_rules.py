@@ -67,6 +67,7 @@ def test_git_s_own_files_count_where_the_tenant_says_so_and_ours_are_stronger(cl
     exact(cli, name, listing(root))
 
 
+@pytest.mark.row(33, "`deleted` with reason `ignored`, `added` when it comes in again, nothing else")
 def test_what_becomes_ignored_is_deleted_with_that_reason_and_without_alarm(cli: Command, tmp_path: Path) -> None:
     many = {b"%03d" % number: File(b"%d" % number) for number in range(200)}
     root, name = new(cli, tmp_path, tree=Dir({**TREE.entries, b"many": Dir(many)}))

@@ -99,6 +99,7 @@ def memory(tmp_path: Path) -> Iterator[bytes]:
     shutil.rmtree(made)
 
 
+@pytest.mark.row(9, "what moved no time at all is found by verification, counted and reported")
 def test_a_silent_change_is_found_reported_and_lowers_the_trust(cli: Command, memory: bytes) -> None:
     root, name = memory + b"/root", "rot"
     huge = Dir({b"%03d" % number: File(b"h%d" % number) for number in range(60)})
@@ -163,6 +164,19 @@ def test_of_a_large_file_the_digest_covers_what_the_policy_says_and_says_so(cli:
     cli.scan(root)
     assert cli.index(name) == listing(root) == apply_feed(cli.feed(name))
     assert first["state"] == "succeeded"
+
+
+@pytest.mark.row(26, "8 TB of which nothing is written: within the budget by the tenant's policy")
+def test_a_sparse_file_of_terabytes_is_digested_by_its_ends(cli: Command, tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path / "root")
+    build(root, Dir({b"f": File(b"f")}))
+    with open(root + b"/sparse", "wb") as file:
+        file.truncate(8 << 40)
+    cli.json("tenant", "add", "sparse", os.fsdecode(root), "--large-file", "partial", "--large-file-bytes", "1000000")
+
+    first = cli.scan(root)
+
+    assert (first["state"], first["added"], first["bytes"]) == ("succeeded", 2, (8 << 40) + 1)
 
 
 def test_a_policy_says_what_it_covers() -> None:
