@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Engine,
+    Row,
     and_,
     cast,
     delete,
@@ -308,15 +309,18 @@ def index_page(connection: Connection, tenant_id: int, *, prefix: bytes = b"",
         )
         .join(files, and_(f.tenant_id == d.tenant_id, f.directory_id == d.id))
         .where(d.tenant_id == tenant_id, (f.digest.is_not(None)) | (f.type == FileType.SYMLINK))
-        .order_by(d.order_key, d.id, f.name)
-        .limit(limit)
     )
-    if after is not None:
-        # The first condition is what the index on the order can seek by; a row value over two tables cannot.
-        query = query.where(d.order_key >= after[0], tuple_(d.order_key, d.id, f.name) > tuple_(*after))
     if prefix:
         query = query.where(_under(prefix))
-    return [_indexed(row) for row in connection.execute(query)]
+    rows: list[Row[Any]] = []
+    if after is not None:
+        # The rest of a directory first, by its key: sought among all others, a huge one would be read for each page.
+        rest = query.where(d.id == after[1], f.name > after[2]).order_by(f.name).limit(limit)
+        rows += connection.execute(rest)
+        query = query.where(tuple_(d.order_key, d.id) > tuple_(after[0], after[1]))
+    if len(rows) < limit:
+        rows += connection.execute(query.order_by(d.order_key, d.id, f.name).limit(limit - len(rows)))
+    return [_indexed(row) for row in rows]
 
 
 def _under(prefix: bytes) -> ColumnElement[bool]:
