@@ -21,17 +21,18 @@ from tests.trees import Dir, File, apply_feed, build, listing, write
 # Whose turn it is
 
 DAY_S = 86_400
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = all_settings.load({})
 
 
 def tenant_at(place: int, seconds_ago: float, *, filesystem: str = "ext4", silent_changes: int = 0) -> SimpleNamespace:
-    until = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    until = NOW - timedelta(seconds=seconds_ago)
     return SimpleNamespace(verify_place=place, verify_at=until, filesystem=filesystem, silent_changes=silent_changes)
 
 
 @given(st.integers(0, HASHES - 1), st.floats(0, 100 * DAY_S), st.integers(0, 1 << 50))
 def test_a_turn_begins_where_the_last_ended_and_is_never_more_than_all(place: int, seconds: float, size: int) -> None:
-    first, last = share(tenant_at(place, seconds), datetime.now(UTC), size, SETTINGS)
+    first, last = share(tenant_at(place, seconds), NOW, size, SETTINGS)
 
     assert first == place and 0 <= last - first <= HASHES
     assert (last - first) * size <= SETTINGS.verify_bytes * HASHES * 1.01
@@ -46,14 +47,14 @@ def test_a_turn_begins_where_the_last_ended_and_is_never_more_than_all(place: in
     ],
 )
 def test_all_have_their_turn_within_the_days_that_the_file_system_deserves(tenant: SimpleNamespace, days: int) -> None:
-    first, last = share(tenant, datetime.now(UTC), 1000, SETTINGS)
+    first, last = share(tenant, NOW, 1000, SETTINGS)
 
     assert (last - first) / HASHES == pytest.approx(3 / days, rel=1e-3)
 
 
 def test_before_the_first_complete_scan_it_is_nobody_s_turn() -> None:
     tenant = SimpleNamespace(verify_place=7, verify_at=None, filesystem=None, silent_changes=0)
-    assert share(tenant, datetime.now(UTC), 1000, SETTINGS) == (7, 7)
+    assert share(tenant, NOW, 1000, SETTINGS) == (7, 7)
 
 
 # Through real scans
