@@ -279,6 +279,16 @@ def with_inode(connection: Connection, tenant_id: int, inode: int, limit: int) -
     return list(connection.execute(query).scalars())
 
 
+def holds_anything(connection: Connection, tenant_id: int, directory_id: int) -> bool:
+    """Is anything recorded in a directory?"""
+    d, f = directories.c, files.c
+    queries = (
+        select(f.name).where(f.tenant_id == tenant_id, f.directory_id == directory_id),
+        select(d.name).where(d.tenant_id == tenant_id, d.parent_id == directory_id),
+    )
+    return any(connection.execute(query.limit(1)).first() is not None for query in queries)
+
+
 def files_of(connection: Connection, tenant_id: int, directory_id: int,
              hashes: Hashes | None = None) -> Mapping[bytes, KnownFile]:  # fmt: skip
     """The rows of one directory's files, by name; of a huge one, of those whose name has such a hash."""

@@ -207,7 +207,9 @@ class Pipeline:
         return False
 
     def _note_mount(self, known: KnownDirectory) -> None:
-        if known.listed is not None:
+        with reading(self.engine) as connection:
+            holds = tree.holds_anything(connection, self.tenant.id, known.id)
+        if holds:
             text = "something is mounted here now; what is recorded below stays as it is"
             self.write.error(known.path, "list", text)
         else:
@@ -215,7 +217,7 @@ class Pipeline:
 
     def verifies(self, directory_id: int, number: int = 0) -> bool:
         """Is it the turn of this directory (or of this range of it) to have its files hashed even if they are equal?"""
-        if self._scan.strategy == Strategy.VERIFY:
+        if self._scan.verify:
             return True
         place = crc32(b"%d %d" % (directory_id, number))
         first, last = self._scan.verify_from, self._scan.verify_to

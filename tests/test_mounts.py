@@ -75,6 +75,7 @@ def test_what_is_mounted_over_known_files_makes_them_unknown(cli: Command, tmp_p
 def test_what_was_always_mounted_is_skipped(cli: Command, tmp_path: Path) -> None:
     root, name = tenant(cli, tmp_path)
     os.mkdir(root + b"/mounted")
+    cli.scan(root)  # the mount point is known, and empty
     with on(root + b"/mounted", *TMPFS):
         write(root + b"/mounted/f", b"f")
 
