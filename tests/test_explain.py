@@ -48,7 +48,7 @@ def told(cli: Command, path: str) -> tuple[str, str]:
 
 # path → (status, what the sentence says)
 SAID = {
-    "file": ("unchanged", "changed last in scan number 1; hashed last in scan number"),
+    "file": ("unchanged", "changed last in scan number 1; hashed "),
     "d/../file": ("unchanged", "since then equal by size, mtime, ctime, inode"),
     "link": ("symlink", "a symlink to 'file', as scan number 1 found it; never followed"),
     "d": ("directory", "a directory of 1 files, as scan number"),
