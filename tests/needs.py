@@ -12,6 +12,7 @@ TRIALS = {
     "netns": ["unshare", "--net", "true"],
     "fuse": ["sh", "-c", "exec 3<>/dev/fuse"],
     "git": ["git", "version"],
+    "rsync": ["rsync", "--version"],
 }
 
 
