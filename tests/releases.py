@@ -92,7 +92,7 @@ def _fetch_sdist(package: str, version: str, folder: Path) -> None:
     from pip._internal.commands import create_command
 
     command = create_command("download")
-    options, _ = command.parse_args(["-q", package])
+    options, _ = command.parse_args(["-qq", package])
     with command.main_context():
         session = command.get_default_session(options)
         finder = command._build_package_finder(options=options, session=session)

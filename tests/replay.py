@@ -27,6 +27,7 @@ from tests.releases import Member
 CACHE = Path(__file__).parent.parent / "build" / "replay"
 # Many files of which few change, and few that are moved about.
 PROJECTS = [("django", "wheel"), ("flask", "sdist")]
+DEFAULT = " and ".join(f"{package} as {kind}" for package, kind in PROJECTS)
 RELEASES = 11
 KINDS = ("added", "modified", "deleted", "moved")
 SHOWN = 5
@@ -258,11 +259,13 @@ def stack(folder: Path) -> Iterator[Command]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make replay", description=__doc__)
-    parser.add_argument("--package", action="append", help=f"may be given again; default: {PROJECTS}")
-    parser.add_argument("--releases", type=int, default=RELEASES, help="how many, the newest (11: ten steps)")
-    parser.add_argument("--style", action="append", choices=STYLES, help="may be given again; default: all")
+    parser.add_argument("--package", action="append", metavar="NAME", help=f"may be given again (default: {DEFAULT})")
+    parser.add_argument(
+        "--releases", type=int, default=RELEASES, metavar="N", help="the newest N (default: 11, so 10 steps)"
+    )
+    parser.add_argument("--style", action="append", choices=STYLES, help="may be given again (default: all)")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--wheel", dest="kind", action="store_const", const="wheel", default="wheel")
+    kind.add_argument("--wheel", dest="kind", action="store_const", const="wheel", default="wheel", help="default")
     kind.add_argument("--sdist", dest="kind", action="store_const", const="sdist")
     given = parser.parse_args()
     if given.releases < 2:
