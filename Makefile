@@ -38,6 +38,11 @@ bench:  ## Measure against the budgets
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.bench $(ARGS)
 
+.PHONY: replay
+replay:  ## Follow real projects from release to release: ARGS="--package flask --sdist" (needs rsync, git, a package index)
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.replay $(ARGS)
+
 UV := build/uv/bin/uv
 LOCK := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --no-annotate -q pyproject.toml

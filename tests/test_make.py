@@ -47,5 +47,5 @@ def test_make_alone_lists_every_target(clone: Path) -> None:
     listed = make(clone, "help", sys.executable).stdout
     lines = (ROOT / "Makefile").read_text().splitlines()
     targets = [line.split(":")[0] for line in lines if line[:1].isalpha() and "  ## " in line]
-    assert {"run", "test", "check", "ci", "bench", "lock", "clean"} <= set(targets)
+    assert {"run", "test", "check", "ci", "bench", "replay", "lock", "clean"} <= set(targets)
     assert all(f"make {target} " in listed for target in targets)
