@@ -126,7 +126,7 @@ class ReadsHere(Command):
 
     lock = threading.Lock()
 
-    def json(self, *words: str | bytes, status: int = 0) -> list[dict]:
+    def read(self, *words: str) -> list[dict]:
         documents: list[dict] = []
         with self.lock, pytest.MonkeyPatch.context() as patch:
             patch.setattr(reading, "print_json", documents.append)
