@@ -125,11 +125,12 @@ Make = Callable[..., World]
 def world(tmp_path: Path, redis_url: str) -> Iterator[Make]:
     engines = []
 
-    def make(spec: Dir, **settings: object) -> World:
+    def make(spec: Dir, url: str | None = None, **settings: object) -> World:
         root = os.fsencode(tmp_path / f"root{len(engines)}")
         build(root, spec)
-        url = f"sqlite:///{tmp_path}/{len(engines)}.db"
-        chosen = all_settings.load({}, database_url=url, redis_url=redis_url, **settings)
+        chosen = all_settings.load(
+            {}, database_url=url or f"sqlite:///{tmp_path}/{len(engines)}.db", redis_url=redis_url, **settings
+        )
         app = make_app(chosen)
         app.runtime.clock_ns = lambda: os.lstat(root).st_ctime_ns + 10 * HOUR_NS  # nothing is fresh or racy
         schema.migrate(app.runtime.engine)
@@ -304,6 +305,34 @@ def test_a_folder_renamed_between_two_shards_of_a_scan_is_settled_by_the_next(
     it.exact()
 
 
+@pytest.mark.row(37, "the root replaced by an empty folder between any two shards: nothing deleted")
+@pytest.mark.parametrize("after", range(6))
+def test_a_root_that_is_replaced_in_mid_scan_deletes_nothing(world: Make, after: int) -> None:
+    folders = {name: Dir({b"%d" % number: File(name + b"%d" % number) for number in range(4)}) for name in (b"m", b"x")}
+    it = world(Dir({**folders, b"a": File(b"a")}))
+    it.scan()
+    before = it.index
+    it.settings = it.settings.model_copy(update={"shard_entries": 4})
+    write(it.root + b"/a", b"changed, so that there is something to do")
+    scan_id = it.start()
+    for _ in range(after):
+        it.step()
+    if it.scan_of(scan_id).state != "running":
+        return
+    os.rename(it.root, it.root + b"-away")
+    os.mkdir(it.root)
+
+    ended = it.carry_on(scan_id)
+
+    assert (ended.state, ended.deleted, ended.moved) == ("suspect", 0, 0)
+    assert "confirm" in (ended.error or "")
+    assert it.index.keys() == before.keys()
+    os.rmdir(it.root)
+    os.rename(it.root + b"-away", it.root)
+    assert it.scan().state == "succeeded"
+    it.exact()
+
+
 @pytest.mark.parametrize("committed", [False, True])
 def test_a_frontier_that_was_handed_on_is_walked_once_whoever_dies(world: Make, committed: bool) -> None:
     spec = Dir(
@@ -356,15 +385,7 @@ def test_a_finish_killed_in_each_of_its_steps_is_done_again(
 ) -> None:
     # given
     monkeypatch.setattr("tasks.deletions.BATCH", 16)
-    many = {b"%02d" % number: File(b"many %d" % number) for number in range(30)}
-    it = world(
-        Dir({
-            b"moving": Dir({**many, b"link": Symlink(b"x")}), b"going": Dir({b"deep": Dir({b"g": File(b"g")})}),
-            b"ignored": Dir({b"i": File(b"i")}), b"equal1": File(b"equal"), b"equal2": File(b"equal"),
-            b"stays": Dir(many), b"becomes": File(b"a folder"),
-        }),
-        huge_entries=huge,
-    )  # fmt: skip
+    it = world(BEFORE, huge_entries=huge)
     it.scan()
     change(it.root)
     scan_id = it.start()
@@ -384,6 +405,36 @@ def test_a_finish_killed_in_each_of_its_steps_is_done_again(
             assert (ended.state, ended.moved, ended.deleted) == ("succeeded", 32, 4), f"killed at step {turn}"
             assert it.index == there == apply_feed(it.feed) and each_change_once(it.feed)
     assert survived > 10
+
+
+@pytest.mark.parametrize("huge", [20_000, 16])
+def test_moves_deletions_and_ignored_files_on_each_database(world: Make, migrated_url: str, huge: int) -> None:
+    it = world(BEFORE, migrated_url, huge_entries=huge)
+    it.scan()
+    change(it.root)
+
+    ended = it.scan()
+
+    assert (ended.state, ended.moved, ended.deleted) == ("succeeded", 32, 4)
+    there = {path: one for path, one in listing(it.root).items() if not path.startswith(b"ignored/")}
+    assert it.index == there == apply_feed(it.feed) and each_change_once(it.feed)
+    remove(it.root + b"/moved")
+    remove(it.root + b"/stays")
+    suspect = it.scan()
+    assert (suspect.state, suspect.deleted) == ("suspect", 0)
+    with writing(it.engine) as connection:
+        scans.request(connection, it.tenant_id, trigger=Trigger.REQUEST, confirms=suspect.fence)
+    assert it.scan().deleted == 61
+    assert it.index.keys() == {path for path in there if not path.startswith((b"moved/", b"stays/"))}
+    assert it.scan(verify=True).verified_files == len([one for one in it.index.values() if one[0] == "file"])
+
+
+MANY = {b"%02d" % number: File(b"many %d" % number) for number in range(30)}
+BEFORE = Dir({
+    b"moving": Dir({**MANY, b"link": Symlink(b"x")}), b"going": Dir({b"deep": Dir({b"g": File(b"g")})}),
+    b"ignored": Dir({b"i": File(b"i")}), b"equal1": File(b"equal"), b"equal2": File(b"equal"),
+    b"stays": Dir(MANY), b"becomes": File(b"a folder"),
+})  # fmt: skip
 
 
 def change(root: bytes) -> None:
