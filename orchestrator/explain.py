@@ -11,6 +11,7 @@ from db import explanations
 from db.tenants import Tenant
 from db.types import FileType, Unsettled
 from orchestrator.documents import text_of
+from tasks.core.compare import TAKEN_OVER
 from tasks.core.filesystem import Ignored, Missing, OtherMount, Shadowed, Unreadable, kind_of
 from tasks.core.ignore import Rule
 from tasks.core.profile import Profile, profile_named
@@ -129,7 +130,9 @@ def _file(row: RowMapping, profile: Profile) -> tuple[str, str]:
 
 def _settled(row: RowMapping, profile: Profile) -> tuple[str, str]:
     fields = ["size", "mtime"] + ["ctime"] * profile.ctime + ["inode"] * profile.inode
-    if row["hashed"] is None:
+    if row["hashed_because"] == TAKEN_OVER:
+        hashed = "not hashed then: its folder was renamed, and its digest taken over"
+    elif row["hashed"] is None:
         hashed = f"hashed in scan number {row['changed']}, which added it"
     else:
         hashed = f"hashed last in scan number {row['hashed']} because of: {row['hashed_because']}"

@@ -128,6 +128,14 @@ def test_what_could_not_be_looked_at_and_since_when(cli: Command, root: bytes) -
     assert first["state"] == "succeeded"
 
 
+def test_a_renamed_folder_was_not_hashed(cli: Command, root: bytes) -> None:
+    os.rename(root + b"/d", root + b"/renamed")
+    number = cli.scan(root)["fence"]
+    assert f"number {number}; not hashed then: its folder was renamed" in told(cli, "renamed/in")[1]
+    os.rename(root + b"/renamed", root + b"/d")
+    cli.scan(root)
+
+
 def test_what_waits_to_be_deleted(cli: Command, root: bytes) -> None:
     build(root + b"/many", Dir({b"%03d" % number: File(b"%d" % number) for number in range(100)}))
     cli.scan(root)

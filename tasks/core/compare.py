@@ -15,6 +15,8 @@ from tasks.core.profile import Profile
 
 # A change time farther in the future than this was set by a clock that has been mended since: no later write gets it.
 FUTURE_NS = 86_400_000_000_000
+# Said in place of the fields that had moved, of a file that was not hashed at all.
+TAKEN_OVER = "renamed folder"
 
 
 @dataclass(slots=True)
@@ -154,7 +156,7 @@ def outcome_of_hash(hashed: Hashed, entry: Entry, known: KnownFile | None, *, fe
 
 def outcome_taken_over(entry: Entry, known: KnownFile, *, fence: int) -> Outcome:
     """An entry of a renamed directory: by all that stat shows it is the file of a row of its old place, so not read."""
-    return Outcome(entry, known.digest, known.algorithm, None, Kind.ADDED, fence)
+    return Outcome(entry, known.digest, known.algorithm, None, Kind.ADDED, fence, None, TAKEN_OVER)
 
 
 def outcome_as_known(name: bytes, known: KnownFile) -> Outcome:
