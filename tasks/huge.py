@@ -117,8 +117,8 @@ class Huge:
             verifying = pipeline.verifies(known.id, number)
             settled = pipeline.settle(known, opened, listing, files, children, now_ns, verifying)
             pipeline.budget.entries -= len(listing.files)
-            if not (settled and listing.fingerprint == rows[number].fingerprint):
-                pipeline.write.range(known, rows[number], listing, settled)
+            if not (settled.whole and listing.fingerprint == rows[number].fingerprint):
+                pipeline.write.range(known, rows[number], listing.fingerprint, *settled)
         pipeline.write.flush()
 
 

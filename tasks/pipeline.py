@@ -57,6 +57,14 @@ class Opened(NamedTuple):
     seed: Seed
 
 
+class Settled(NamedTuple):
+    """What became of a directory, or of a range of a huge one."""
+
+    whole: bool  # nothing in it waits for another look
+    files: int  # of those that are in the index now
+    bytes: int
+
+
 class Pipeline:
     """Walks one shard's frontier. `clock_ns` is the wall clock; whatever is done goes through the `holder`'s lease.
 
@@ -81,6 +89,7 @@ class Pipeline:
         self._huge = Huge(self, huge_entries)
         self.pieces: list[Piece] = []
         self._untold_bytes = 0
+        self._unread: list[Entry] = []  # of the directory that is being settled: files that never had a digest
         self.directories_unchanged = 0
         self.other = 0
 
@@ -184,10 +193,10 @@ class Pipeline:
             return
         files, children = self.rows(todo, None)
         settled = self.settle(known, opened, listing, files, children, now_ns, verifying)
-        if equal and settled:
+        if equal and settled.whole:
             self.directories_unchanged += 1
         else:
-            self.write.directory(todo, listing, settled)
+            self.write.directory(todo, listing.fingerprint, *settled)
 
     def count(self, files: int, size: int, other: int) -> None:
         """A directory was listed."""
@@ -234,11 +243,9 @@ class Pipeline:
     # What is in it
 
     def settle(self, known: KnownDirectory, opened: Opened, listing: Listing, files: Mapping[bytes, KnownFile],
-               children: Mapping[bytes, KnownChild], now_ns: int, verifying: bool) -> bool:  # fmt: skip
-        """Compare what is listed with what is recorded, hash what differs, and put all that into the batch.
-
-        False: something in it waits for another look.
-        """
+               children: Mapping[bytes, KnownChild], now_ns: int, verifying: bool) -> Settled:  # fmt: skip
+        """Compare what is listed with what is recorded, hash what differs, and put all that into the batch."""
+        self._unread = []
         comparison = compare(listing, files, children, opened.profile, self._policy)
         if not listing.steady:
             self._confirm_missing(opened.fd, known.path, comparison)
@@ -266,7 +273,8 @@ class Pipeline:
         for todo in self.write.children(known, comparison):
             if len(self._stack) < STACK:
                 self._stack.append(todo)
-        return settled
+        size = listing.size - sum(entry.size for entry in self._unread)
+        return Settled(settled, len(listing.files) - len(self._unread), size)
 
     def _confirm_missing(self, fd: int, path: bytes, comparison: Comparison) -> None:
         """In a directory too busy to be listed whole, only what is really not there is missing."""
@@ -303,6 +311,8 @@ class Pipeline:
               now_ns: int) -> bool:  # fmt: skip
         """Hash one file into the batch; False where it must be looked at again."""
         hashed = self._hasher.hash(opened.fd, entry, now_ns)
+        if hashed.digest is None and (before is None or before.digest is None):
+            self._unread.append(entry)
         if hashed.entry is None:
             return False  # gone or something else by now: the next listing tells
         outcome = outcome_of_hash(

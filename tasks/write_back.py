@@ -10,7 +10,6 @@ from db import changes, ranges, scans, tree
 from db.scans import Scan
 from db.types import KnownDirectory, name_hash
 from tasks.core.compare import Comparison, Outcome
-from tasks.core.listing import Listing
 from tasks.lease import Holder
 
 # File rows a flush: with their changes it stays below 5,000 rows, and a transaction below 200 ms.
@@ -98,27 +97,24 @@ class WriteBack:
             batch.tree.new_directories.append(row)
             yield Todo(KnownDirectory(child, path, key, None, 1, None, self._fence), row, batch)
 
-    def directory(self, todo: Todo, listing: Listing, settled: bool) -> None:
+    def directory(self, todo: Todo, fingerprint: bytes, whole: bool, files: int, size: int) -> None:
         """A directory as it was listed; its fingerprint only where nothing in it waits for another look."""
-        fingerprint = listing.fingerprint if settled else None
+        found = (fingerprint if whole else None, files, size)
         if todo.row is not None and todo.batch is self._batch:
             row = todo.row
-            row[_FINGERPRINT], row[_FILES], row[_BYTES] = fingerprint, len(listing.files), listing.size
+            row[_FINGERPRINT], row[_FILES], row[_BYTES] = found
             row[_OWNER], row[_LISTED] = None, self._fence
         else:
             known = todo.known
-            self._batch.tree.listed.append(
-                (fingerprint, len(listing.files), listing.size, self._fence, self._tenant_id, known.id, known.version)
-            )
+            self._batch.tree.listed.append((*found, self._fence, self._tenant_id, known.id, known.version))
         self._flush_if_full()
 
-    def range(self, directory: KnownDirectory, known: ranges.KnownRange, listing: Listing, settled: bool) -> None:
+    def range(self, directory: KnownDirectory, known: ranges.KnownRange, fingerprint: bytes, whole: bool, files: int,
+              size: int) -> None:  # fmt: skip
         """A range of a huge directory as it was listed."""
-        fingerprint, files = listing.fingerprint if settled else None, len(listing.files)
-        key = (self._tenant_id, directory.id)
-        self._batch.tree.ranges.append((fingerprint, files, listing.size, self._fence, *key, known.number,
-                                        known.version))  # fmt: skip
-        self._batch.tree.grown.append((files - known.files, listing.size - known.bytes, self._fence, *key))
+        found, key = (fingerprint if whole else None, files, size), (self._tenant_id, directory.id)
+        self._batch.tree.ranges.append((*found, self._fence, *key, known.number, known.version))
+        self._batch.tree.grown.append((files - known.files, size - known.bytes, self._fence, *key))
         self._flush_if_full()
 
     def mount(self, directory: KnownDirectory, magic: int | None) -> None:

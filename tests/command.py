@@ -120,6 +120,7 @@ class Followed:
         """A scan after which index and feed are what a fresh listing with digests shows."""
         document = self.scan()
         assert self.state == trees.listing(self.root)
+        assert document["files"] == len(self.state)
         return document
 
     def settle(self, deadline_s: float = 20) -> dict:
