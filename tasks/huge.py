@@ -21,9 +21,11 @@ from tasks.write_back import Todo
 if TYPE_CHECKING:
     from tasks.pipeline import Opened, Pipeline
 
-# So many ranges are made of a directory that has just become huge, and so many are compared at a time: as many entries
-# as a directory may have that is not huge, or little more.
+# So many ranges are made of a directory that has just become huge.
 PARTS = 5
+# So many times the entries of a directory that is not huge are listed at a time: each time costs a pass over all names,
+# and 60,000 entries some 20 MB.
+GROUP = 3
 # Ranges that have grown to so many times their size are split.
 GROWN = 4
 # Rows whose hash is noted in one flush.
@@ -35,7 +37,7 @@ class Huge:
 
     def __init__(self, pipeline: Pipeline, huge_entries: int) -> None:
         self._pipeline = pipeline
-        self._group_entries = huge_entries
+        self._group_entries = GROUP * huge_entries
         self._range_entries = huge_entries // PARTS
 
     def look(self, todo: Todo, opened: Opened, now_ns: int, piece: Piece | None) -> None:
