@@ -6,6 +6,7 @@ bad eyes, can tell nothing.
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tasks.core.ignore import Rules, RuleSet
@@ -19,17 +20,37 @@ class Seen:
     """A tree at one moment."""
 
     files: trees.State = field(default_factory=dict)  # and symlinks; all that can be read and is not ignored
-    folders: set[bytes] = field(default_factory=set)  # that can be looked into
-    blind: set[bytes] = field(default_factory=set)  # folders that cannot be looked into: nothing below them is known
     unread: trees.State = field(default_factory=dict)  # files that cannot be read, as they are
+    folders: set[bytes] = field(default_factory=set)  # that can be entered
+    blind: set[bytes] = field(default_factory=set)  # that cannot be entered: nothing below them can be known
+    broken: set[bytes] = field(default_factory=set)  # whose listing breaks off: nothing in them, but more below
 
     @property
     def quiet(self) -> bool:
         """Is nothing in the way?"""
-        return not self.blind and not self.unread
+        return not (self.blind or self.broken or self.unread)
 
     def is_blind(self, path: bytes) -> bool:
-        return any(path.startswith(folder + b"/") or not folder for folder in self.blind)
+        """Can nothing be known of what is or was there?"""
+        above = list(folders_above(path))
+        if not self.blind.isdisjoint(above):
+            return True
+        # Below a listing that broke off, folders that are known by name are entered all the same.
+        return any(
+            at in self.broken and below not in self.folders for at, below in zip(above, [*above[1:], path], strict=True)
+        )
+
+    def is_dim(self, path: bytes) -> bool:
+        """Can something be known of it if its folder was known before?"""
+        return not self.is_blind(path) and not self.broken.isdisjoint(folders_above(path))
+
+
+def folders_above(path: bytes) -> Iterator[bytes]:
+    """From the root down."""
+    yield b""
+    parts = path.split(b"/")
+    for depth in range(1, len(parts)):
+        yield b"/".join(parts[:depth])
 
 
 def look(root: bytes, patterns: list[str], gitignore: bool, eyes: Eyes) -> Seen:
@@ -43,10 +64,12 @@ def _look(seen: Seen, root: bytes, folder: bytes, above: Rules, names: tuple[byt
     here = os.path.join(root, folder)
     found = os.lstat(here)
     rules = None if found.st_mode & 0o5 != 0o5 else _rules(here, folder, above, names)
-    if rules is None or found.st_ino in eyes.folders:
+    if rules is None:
         seen.blind.add(folder)
         return
     seen.folders.add(folder)
+    if broken := found.st_ino in eyes.folders:
+        seen.broken.add(folder)
     for name in sorted(os.listdir(here)):
         path, at = os.path.join(folder, name), os.path.join(here, name)
         found = os.lstat(at)
@@ -54,6 +77,8 @@ def _look(seen: Seen, root: bytes, folder: bytes, above: Rules, names: tuple[byt
             continue
         if stat.S_ISDIR(found.st_mode):
             _look(seen, root, path, rules, names, eyes)
+        elif broken:
+            continue
         elif stat.S_ISLNK(found.st_mode):
             target = os.readlink(at)
             seen.files[path] = ("symlink", len(target), None, target)

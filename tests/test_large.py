@@ -1,7 +1,7 @@
 """A million files, in 40,000 folders and in one: scanned, scanned again, renamed, within 200 MB a process.
 
-Only `make test-large` runs this: it makes two trees of 5 GB, one after the other. What it measures it prints as a table;
-it fails on what is wrong or too large, never on time. LARGE_FILES says how many files, for a try.
+Only `make test-large` runs this: it makes two trees of 5 GB, one after the other. What it measures it prints as
+a table; it fails on what is wrong or too large, never on time. LARGE_FILES says how many files, for a try.
 """
 
 import hashlib

@@ -29,13 +29,12 @@ from tests import scenarios, shadow, trees
 from tests.command import each_change_once, tmpfs_folder
 from tests.in_process import InProcess
 from tests.shadow import Seen
-from tests.trees import State, apply_feed
+from tests.trees import Dir, File, State, Symlink, apply_feed
 
 CURSORS_KEPT = 4
-YEARS_NS = 3 * 365 * 86_400 * trees.SECOND_NS
 
 # Few, so that names meet again: as files, folders and links, in one folder and in another.
-NAMES = [b"a", b"b", b"c", b"x.tmp", b"\xff", ".é".encode()]
+NAMES = [b"a", b"b", b"c", b"x.tmp", b"\xff", ".é".encode(), b"huge"]
 CONTENTS = [b"", b"1", b"2", b"other", b"o t h", b"." * 5000]
 RULES = [
     b"a\n",
@@ -49,9 +48,24 @@ RULES = [
     b"*\n",
     b"",
 ]
+SMALL = Dir(
+    {
+        b"a": Dir({b"a": File(b"a"), b"b": File(b"b"), b"c": Dir({b"a": File(b"1"), b"x.tmp": File(b"2")})}),
+        b"b": Dir({b"%02d" % number: File(b"%d" % number) for number in range(12)}),
+        b"c": File(b"1"),
+        b"\xff": Symlink(b"a"),
+    }
+)
+CHANGES = [
+    "create_file", "create_folder", "write", "rewrite_with_the_same_size", "set_time", "move", "swap",
+    "replace_by_another_type", "link", "delete", "move_in_what_is_old", "grow_or_shrink", "write_rules", "delete_rules",
+    "change_mode",
+]  # fmt: skip
 picks = st.integers(0, 10**6)
 names = st.sampled_from(NAMES)
 contents = st.sampled_from(CONTENTS)
+Change = tuple[str, int, int, bytes, bytes]
+change = st.tuples(st.sampled_from(CHANGES), picks, picks, names, contents)
 
 
 class Tide(RuleBasedStateMachine):
@@ -80,9 +94,11 @@ class Tide(RuleBasedStateMachine):
         self.kept: list[tuple[str, State]] = []  # cursors, with what was held there
         self.missing: dict[bytes, int] = {}  # held, but not there: by which fence that could be known
         self.suspect: str | None = None  # the last scan, if it was
-        self.fresh = False  # is the last scan one that began and ended with the tree as it is?
         self.looks: list[Seen] = []  # of a scan under way: the tree whenever it did something
         self.made = 0
+        os.rmdir(self.root)
+        trees.build(self.root, SMALL)
+        self._scan_quietly()
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -125,96 +141,89 @@ class Tide(RuleBasedStateMachine):
 
     # What people do
 
-    @rule(pick=picks, name=names, content=contents)
-    def create_file(self, pick: int, name: bytes, content: bytes) -> None:
+    @rule(changes=st.lists(change, min_size=1, max_size=4))
+    def change(self, changes: list[Change]) -> None:
+        for what, pick, other, name, content in changes:
+            getattr(self, what)(pick, other, name, content)
+
+    def create_file(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.free(pick, name):
             trees.write(path, content)
 
-    @rule(pick=picks, name=names, files=st.integers(0, 5))
-    def create_folder(self, pick: int, name: bytes, files: int) -> None:
+    def create_folder(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.free(pick, name):
             os.mkdir(path)
-            self._fill(path, range(files))
+            self._fill(path, range(other % 5))
 
     def _fill(self, folder: bytes, numbers: range) -> None:
         for number in numbers:
             self.made += 1
             trees.write(folder + b"/%02d" % number, b"content %d" % self.made)
 
-    @rule(pick=picks, content=contents)
-    def write(self, pick: int, content: bytes) -> None:
+    def write(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.one(pick, stat.S_ISREG):
             trees.write(path, content)
 
-    @rule(pick=picks, back=st.booleans())
-    def rewrite_with_the_same_size(self, pick: int, back: bool) -> None:
+    def rewrite_with_the_same_size(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.one(pick, stat.S_ISREG):
             before = os.lstat(path)
             self.made += 1
             trees.write(path, (b"%06d" % (self.made % 10**6))[-before.st_size or 6 :].ljust(before.st_size, b"-"))
-            if back:
+            if other % 2:
                 trees.set_mtime(path, before.st_mtime_ns)
 
-    @rule(pick=picks, years=st.integers(-1, 3))
-    def set_time(self, pick: int, years: int) -> None:
+    def set_time(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.one(pick):
-            trees.set_mtime(path, 1_700_000_000 * trees.SECOND_NS + years * YEARS_NS)
+            trees.set_mtime(path, (1_000_000_000 + other * 3_000) * trees.SECOND_NS)  # until the year 2096
 
-    @rule(pick=picks, to=picks, name=names, over=st.booleans())
-    def move(self, pick: int, to: int, name: bytes, over: bool) -> None:
-        """A file or a folder, to another name or folder; maybe over a file that is there."""
-        source, target = self.one(pick), self.a_folder(to) + b"/" + name
+    def move(self, pick: int, other: int, name: bytes, content: bytes) -> None:
+        """A file or a folder, to another name or folder; over a file that is there, too."""
+        source, target = self.one(pick), self.a_folder(other) + b"/" + name
         if source is None or target.startswith(source + b"/") or target == source:
             return
         if os.path.lexists(target):
             alike = stat.S_ISDIR(os.lstat(source).st_mode) == stat.S_ISDIR(os.lstat(target).st_mode)
-            if not over or not alike or (os.path.isdir(target) and not os.path.islink(target) and os.listdir(target)):
+            if not alike or (os.path.isdir(target) and not os.path.islink(target) and os.listdir(target)):
                 return
         os.rename(source, target)
 
-    @rule(pick=picks, other=picks)
-    def swap(self, pick: int, other: int) -> None:
+    def swap(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         first, second = self.one(pick), self.one(other)
         if first and second and os.path.commonpath([first, second]) not in (first, second):
             scenarios.exchange(first, second)
 
-    @rule(pick=picks, kind=st.sampled_from(["file", "folder", "symlink", "pipe"]), content=contents)
-    def replace_by_another_type(self, pick: int, kind: str, content: bytes) -> None:
+    def replace_by_another_type(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.one(pick):
             trees.remove(path)
-            if kind == "file":
+            if other % 4 == 0:
                 trees.write(path, content)
-            elif kind == "folder":
+            elif other % 4 == 1:
                 os.mkdir(path)
                 trees.write(path + b"/a", content)
-            elif kind == "symlink":
+            elif other % 4 == 2:
                 os.symlink(content[:20] or b"nowhere", path)
             else:
                 os.mkfifo(path, 0o644)
 
-    @rule(pick=picks, to=picks, name=names)
-    def link(self, pick: int, to: int, name: bytes) -> None:
-        source, target = self.one(pick, stat.S_ISREG, stat.S_ISLNK), self.free(to, name)
+    def link(self, pick: int, other: int, name: bytes, content: bytes) -> None:
+        source, target = self.one(pick, stat.S_ISREG, stat.S_ISLNK), self.free(other, name)
         if source and target:
             os.link(source, target, follow_symlinks=False)
 
-    @rule(pick=picks)
-    def delete(self, pick: int) -> None:
+    def delete(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.one(pick):
             trees.remove(path)
 
-    @rule(pick=picks, name=names)
-    def move_in_what_is_old(self, pick: int, name: bytes) -> None:
+    def move_in_what_is_old(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.free(pick, name):
             outside = os.fsencode(self.folder / "outside")
-            files: dict[bytes, Any] = {b"%d" % number: trees.File(b"old %d" % number) for number in range(3)}
-            trees.build(outside, trees.Dir({**files, b"b": trees.Dir({b"a": trees.File(b"1")})}), age_s=10**8)
+            files: dict[bytes, Any] = {b"%d" % number: File(b"old %d" % number) for number in range(3)}
+            trees.build(outside, Dir({**files, b"b": Dir({b"a": File(content)})}), age_s=10**8)
             os.rename(outside, path)
 
-    @rule(pick=picks, name=st.sampled_from([b"a", b"huge"]), count=st.sampled_from([0, 3, 12, 17, 30, 70]))
-    def grow_or_shrink(self, pick: int, name: bytes, count: int) -> None:
+    def grow_or_shrink(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         """A folder of so many files; from 16 entries on it is huge."""
-        path = self.a_folder(pick) + b"/" + name
+        path, count = self.a_folder(pick) + b"/" + name, (0, 3, 12, 17, 30, 70)[other % 6]
         if not os.path.lexists(path):
             os.mkdir(path)
         if stat.S_ISDIR(os.lstat(path).st_mode):
@@ -223,50 +232,43 @@ class Tide(RuleBasedStateMachine):
                 trees.remove(path + b"/" + one)
             self._fill(path, range(len(here), count))
 
-    @rule(pick=picks, text=st.lists(st.sampled_from(RULES), max_size=3), git=st.booleans())
-    def write_rules(self, pick: int, text: list[bytes], git: bool) -> None:
-        path = self.a_folder(pick) + (b"/.gitignore" if git else b"/.strandlineignore")
+    def write_rules(self, pick: int, other: int, name: bytes, content: bytes) -> None:
+        path = self.a_folder(pick) + (b"/.gitignore" if other % 3 == 0 else b"/.strandlineignore")
         if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
-            trees.write(path, b"".join(text))
+            trees.write(path, RULES[other % len(RULES)] + RULES[pick % len(RULES)])
 
-    @rule()
-    def delete_all_rules(self) -> None:
+    def delete_rules(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         for path in self.paths(stat.S_ISREG):
             if path.endswith((b"/.gitignore", b"/.strandlineignore")):
                 os.unlink(path)
 
-    @rule(pick=picks, mode=st.sampled_from([0o755, 0o555]))
-    def change_mode(self, pick: int, mode: int) -> None:
+    def change_mode(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         if path := self.one(pick, stat.S_ISREG, stat.S_ISDIR):
-            os.chmod(path, mode)
+            os.chmod(path, (0o755, 0o555)[other % 2])
 
     # What is in the way
 
-    @precondition(lambda self: os.geteuid() == 0)  # else this machine could not work on the tree itself
-    @rule(pick=picks, mode=st.sampled_from([0o000, 0o444, 0o111]))
-    def take_permission(self, pick: int, mode: int) -> None:
-        if path := self.one(pick, stat.S_ISREG, stat.S_ISDIR):
+    @rule(
+        how=st.sampled_from(["take permission", "break folder", "break file"]),
+        pick=picks, mode=st.sampled_from([0o000, 0o444, 0o111]), after=st.integers(0, 5),
+    )  # fmt: skip
+    def hinder(self, how: str, pick: int, mode: int, after: int) -> None:
+        path = self.one(pick, stat.S_ISREG, stat.S_ISDIR)
+        if how == "break folder":
+            self.strandline.eyes.folders[os.lstat(self.a_folder(pick)).st_ino] = after
+        elif path and how == "break file":
+            self.strandline.eyes.files.add(os.lstat(path).st_ino)
+        elif path and os.geteuid() == 0:  # else this machine could not work on the tree itself
             os.chmod(path, mode)
 
     @rule()
-    def give_permission(self) -> None:
+    def ease(self) -> None:
+        """Nothing is in the way any more, but rule files that are none."""
+        self.strandline.eyes.folders.clear()
+        self.strandline.eyes.files.clear()
         for path in [self.root, *self.paths(stat.S_ISREG, stat.S_ISDIR)]:
             if os.lstat(path).st_mode & 0o5 != 0o5:
                 os.chmod(path, 0o755)
-
-    @rule(pick=picks, after=st.integers(0, 5))
-    def break_folder(self, pick: int, after: int) -> None:
-        self.strandline.eyes.folders[os.lstat(self.a_folder(pick)).st_ino] = after
-
-    @rule(pick=picks)
-    def break_file(self, pick: int) -> None:
-        if path := self.one(pick, stat.S_ISREG):
-            self.strandline.eyes.files.add(os.lstat(path).st_ino)
-
-    @rule()
-    def mend(self) -> None:
-        self.strandline.eyes.folders.clear()
-        self.strandline.eyes.files.clear()
 
     @rule()
     def put_another_root_there_or_back(self) -> None:
@@ -280,33 +282,35 @@ class Tide(RuleBasedStateMachine):
 
     # Scans
 
-    @rule(racy=st.booleans(), how=st.sampled_from([{}, {}, {"full": True}, {"verify": True}]), order=picks)
-    def scan(self, racy: bool, how: dict[str, bool], order: int) -> None:
-        self._carry_on_what_was_left()
-        self._begin(racy, **how)
-        assert self._go_on(order)
-        self._check()
-
-    @precondition(lambda self: self.held or self.fresh)
     @rule(
         racy=st.booleans(),
-        deaths=st.lists(st.tuples(st.integers(0, 25), st.booleans()), min_size=1, max_size=8),
-        then=st.sampled_from(["carry on", "cancel", "leave"]),
+        how=st.sampled_from([{}, {}, {}, {"full": True}, {"verify": True}]),
+        deaths=st.lists(st.tuples(st.integers(0, 14), st.booleans(), st.lists(change, max_size=2)), max_size=7),
+        then=st.sampled_from(["carry on", "leave", "cancel"]),
         order=picks,
     )
-    def scan_and_die(self, racy: bool, deaths: list[tuple[int, bool]], then: str, order: int) -> None:
+    def scan(
+        self, racy: bool, how: dict[str, bool], deaths: list[tuple[int, bool, list[Change]]], then: str, order: int
+    ) -> None:
+        """A scan whose processes die at these commits, while the tree changes; what is left then is carried on, or
+        waits, or is cancelled.
+        """
         self._carry_on_what_was_left()
-        self._begin(racy)
-        for dies_at in deaths:
-            if self._go_on(order, dies_at):
+        self._begin(racy, **how)
+        for *dies_at, changes in deaths:
+            if self._go_on(order, tuple(dies_at)):
                 self._check()
                 return
-        if then == "leave":
+            self.change(changes)
+        if deaths and then == "leave":
             return
-        if then == "cancel":
+        if deaths and then == "cancel":
             self.strandline.cancel()
         assert self._go_on(order)
         self._check()
+
+    def _scan_quietly(self) -> None:
+        self.scan(False, {}, [], "carry on", 0)
 
     @precondition(lambda self: self.suspect is not None)
     @rule(order=picks)
@@ -315,25 +319,23 @@ class Tide(RuleBasedStateMachine):
         if self.suspect is None:
             return
         fence = self.strandline.scan().fence
-        self.fresh = False
         self._begin(False, confirms=fence)
         assert self._go_on(order)
         self._check()
 
     @rule()
-    def scan_until_nothing_is_new(self) -> None:
-        """With nothing in the way, scans come to rest: nothing is reported, hashed or listed anew."""
-        self.give_permission()
-        self.mend()
+    def come_to_rest(self) -> None:
+        """With nothing in the way, scans soon find nothing new to report, to hash or to look into."""
+        self.ease()
         for path in self.paths():  # a rule file that is none is in the way, too
             if path.endswith(b"/.strandlineignore") and not stat.S_ISREG(os.lstat(path).st_mode):
                 trees.remove(path)
                 return
-        self.scan(False, {}, 0)
+        self._scan_quietly()
         if self.suspect is not None:
             self.confirm(0)
         for _ in range(2):
-            self.scan(False, {}, 0)
+            self._scan_quietly()
         ended = self.strandline.document()
         assert (ended["state"], ended["hashed_files"]) == ("succeeded", ended["verified_files"]), ended
         if not ended["verified_files"]:  # a huge folder is looked into to be verified
@@ -383,17 +385,22 @@ class Tide(RuleBasedStateMachine):
     def _check_exact(self, seen: Seen, index: State, confirms: int | None, told: tuple) -> None:
         """The tree held still during this scan."""
         state = told[0]["state"]
-        visible = {path: entry for path, entry in index.items() if path not in seen.unread}
         for path in seen.unread:  # what is known of it stays; it may also be known from where it was before
             assert index.get(path) in (self.held.get(path), seen.unread[path]), (path, told)
             assert path in index or path not in self.held, (path, told)
-        unknown = {path: entry for path, entry in self.held.items() if seen.is_blind(path)}
-        expected = {**unknown, **seen.files}
-        missing = {path: entry for path, entry in self.held.items() if path not in seen.unread and path not in expected}
+        dim = {path for path in {**self.held, **index, **seen.files} if seen.is_dim(path)}
+        for path in dim - seen.unread.keys():
+            assert index.get(path) in (self.held.get(path), seen.files.get(path)), (path, told)
+        aside = dim | seen.unread.keys()
+        visible = {path: entry for path, entry in index.items() if path not in aside}
+        expected = {path: entry for path, entry in self.held.items() if seen.is_blind(path)} | seen.files
+        expected = {path: entry for path, entry in expected.items() if path not in aside}
+        missing = {path: entry for path, entry in self.held.items() if path not in aside and path not in expected}
         if state in ("failed", "cancelled"):
             assert all(index.get(path) in (entry, seen.files.get(path)) for path, entry in missing.items()), told
             assert all(entry in (self.held.get(path), seen.files.get(path)) for path, entry in visible.items()), told
-            assert state == "cancelled" or b"" in seen.blind, told
+            died = "never came" in (told[0]["error"] or "")
+            assert state == "cancelled" or died or self._root_is_closed(), told
             return
         if state == "suspect":
             assert visible == {**expected, **missing}, told
@@ -409,6 +416,9 @@ class Tide(RuleBasedStateMachine):
             size = sum(entry[1] for entry in seen.files.values() if entry[0] == "file")
             counted = tuple(told[0][name] for name in ("files", "bytes", "directories"))
             assert counted == (len(seen.files), size, len(seen.folders)), told
+
+    def _root_is_closed(self) -> bool:
+        return os.lstat(self.root).st_mode & 0o4 == 0
 
     def _check_mixed(self, looks: list[Seen], index: State, told: tuple) -> None:
         """The tree changed while the scan was interrupted."""
