@@ -10,7 +10,7 @@ override export STATE := $(value STATE)
 
 .PHONY: help
 help:  ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: run
 run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 one pass, STATE=folder (.strandline)
@@ -21,6 +21,11 @@ run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 
 test:  ## Run the tests: ARGS="-k feed -x" goes to pytest, REQUIRE=all makes every skip a failure
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/pytest $(ARGS)
+
+.PHONY: test-large
+test-large:  ## Run the tests that take half an hour: millions of files, thousands of examples; ARGS as above
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/pytest -m large -s $(ARGS)
 
 .PHONY: check
 check:  ## Lint, formatting and types

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, case, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, case, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
@@ -191,10 +191,13 @@ def known_files(connection: Connection, scan: Scan) -> int:
 
 
 def decide_ending(connection: Connection, scan_id: str, ending: ScanState, error: str | None) -> bool:
-    """A running scan shall end cancelled or failed, without deletions; False: not running. The first one stands."""
+    """A running scan shall end cancelled or failed, without deletions; False: not running, or too late, since its
+    finish has a verdict and may have deleted already. The first one stands.
+    """
+    in_time = or_(scans.c.verdict.is_(None), scans.c.ending.is_not(None))
     query = (
         update(scans)
-        .where(scans.c.id == scan_id, scans.c.state == ScanState.RUNNING)
+        .where(scans.c.id == scan_id, scans.c.state == ScanState.RUNNING, in_time)
         .values(ending=func.coalesce(scans.c.ending, ending), error=func.coalesce(scans.c.error, error),
                 verdict=func.coalesce(scans.c.verdict, "keep"))
     )  # fmt: skip

@@ -199,7 +199,7 @@ def drop_open(connection: Connection, scan_id: str) -> int:
 def end_early(connection: Connection, scan_id: str, ending: ScanState, error: str | None) -> bool:
     """Let a running scan end cancelled or failed: drop its open shards and make its finish ready.
 
-    False where it is not running (any more). Takes the scan's lock.
+    False where it is not running (any more), or too late. Takes the scan's lock.
     """
     if scans.lock(connection, scan_id) is None or not scans.decide_ending(connection, scan_id, ending, error):
         return False

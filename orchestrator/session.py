@@ -112,7 +112,7 @@ class Session:
             self._pump(LOOK_EVERY_S)
 
     def cancel(self, scan_id: str) -> bool:
-        """Let a queued or running scan end cancelled; False where it has ended already."""
+        """Let a queued or running scan end cancelled; False where it has ended already, or is about to."""
         with writing(self.engine) as connection:
             if scans.cancel_queued(connection, scan_id):
                 return True
@@ -123,8 +123,7 @@ class Session:
 
     def cancel_and_wait(self, scan_id: str, seconds: float) -> None:
         """Cancel, and give the finish so long; what is left then is ended by the next stack."""
-        if not self.cancel(scan_id):
-            return
+        self.cancel(scan_id)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with reading(self.engine) as connection:

@@ -25,7 +25,7 @@ from tasks.trouble import database_failed
 
 log = logging.getLogger(__name__)
 
-# A finish that died so often is done without deletions.
+# A finish that died so often before its verdict is done without deletions, and the scan has failed.
 ATTEMPTS = 5
 
 
@@ -67,7 +67,12 @@ def _settle(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_
     """Judge what is gone, once, and do as the stored verdict says."""
     deletions = Deletions(holder, scan)
     verdict = scan.verdict
-    if verdict is None:
+    if verdict is None and scan.ending is None and holder.lease.attempt > ATTEMPTS:
+        verdict = "keep"
+        with holder.flush() as (connection, _):
+            sentence = f"its end was begun {ATTEMPTS} times and never came; nothing was deleted"
+            scans.decide_ending(connection, scan.id, ScanState.FAILED, sentence)
+    elif verdict is None:
         verdict, doubt = _judge(holder, scan, tenant, place, is_mount, deletions)
         with holder.flush() as (connection, _):
             scans.store_verdict(connection, scan.id, verdict, doubt)
@@ -80,7 +85,7 @@ def _settle(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_
 def _judge(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_mount: bool,
            deletions: Deletions) -> tuple[str, str | None]:  # fmt: skip
     """The verdict on what is gone (delete | keep), and the doubt that made it so."""
-    if scan.ending is not None or holder.lease.attempt > ATTEMPTS:
+    if scan.ending is not None:
         return "keep", None
     deletions.note()
     if scan.confirms is not None:  # a person has looked

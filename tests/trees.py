@@ -210,11 +210,11 @@ def listing(root: bytes) -> State:
                 target = os.readlink(name, dir_fd=here)
                 found[path] = ("symlink", len(target), None, target)
             elif entry.is_file(follow_symlinks=False):
-                found[path] = _file_entry(here, name)
+                found[path] = file_entry(name, here)
     return found
 
 
-def _file_entry(here: int, name: bytes) -> Entry:
+def file_entry(name: bytes, here: int | None = None) -> Entry:
     with open(os.open(name, REGULAR, dir_fd=here), "rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return "file", os.fstat(file.fileno()).st_size, digest, None

@@ -1,0 +1,255 @@
+"""The product's tasks in this process, on a SQLite of their own: quick, and they can be made to die and to see badly.
+
+    place = InProcess(app, engine, root, policy={}, shard_entries=20)
+    place.request()
+    place.carry_on()  # True: the scan has ended
+    place.document(), place.news(), place.index()
+
+Dying is an exception at a commit, before it or just after it, that nothing in the product catches. Seeing badly is
+real where permissions can say it (`os.seteuid` of the file system only, so that root's rights do not count), and
+otherwise an EIO at the one place that lists folders and the one that reads files.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Self
+from unittest import mock
+
+import fakeredis
+from sqlalchemy import Engine, update
+
+from db import changes, scans, shards, tenants, tree
+from db.clock import clock
+from db.engine import reading, writing
+from db.tables import shards as shards_table
+from db.types import ScanState, ShardState, Trigger
+from orchestrator.documents import change_document, file_document, scan_document
+from orchestrator.start import start_queued
+from tasks import settings as all_settings
+from tasks.app import App, Runtime
+from tasks.core import hashing
+from tasks.core import listing as core_listing
+from tasks.finish import finish
+from tasks.scan_shard import scan_shard
+from tests import trees
+
+AGED_NS = 100 * trees.SECOND_NS
+NOBODY = 65534
+TASKS_AT_MOST = 2_000
+_libc = ctypes.CDLL(None)
+
+
+class Died(BaseException):
+    """The process that worked on a shard is no more."""
+
+
+@dataclass
+class Eyes:
+    """What cannot be looked at: inodes of folders, whose listing breaks off after so many entries, and of files."""
+
+    folders: dict[int, int] = field(default_factory=dict)
+    files: set[int] = field(default_factory=set)
+
+    def scandir(self, fd: int) -> Any:
+        entries = os.scandir(fd)
+        after = self.folders.get(os.fstat(fd).st_ino)
+        return entries if after is None else _Broken(entries, after)
+
+    def readv(self, fd: int, buffers: Any) -> int:
+        if os.fstat(fd).st_ino in self.files:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.readv(fd, buffers)
+
+
+class _Broken:
+    """A listing that breaks off."""
+
+    def __init__(self, entries: Any, after: int) -> None:
+        self._entries, self._left = entries, after
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entries.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> os.DirEntry[str]:
+        self._left -= 1
+        found = next(self._entries, None) if self._left >= 0 else None
+        if found is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return found
+
+
+def but(module: ModuleType, **other: Any) -> Any:
+    """The module with some other functions, for one that imports it."""
+    return type("But", (), {"__getattr__": lambda _, name: getattr(module, name), **other})()
+
+
+@contextlib.contextmanager
+def without_rights_of_root() -> Iterator[None]:
+    """This thread opens and lists what nobody in particular may; capabilities that overrule permissions go too."""
+    if os.geteuid():
+        yield
+        return
+    _libc.setfsuid(NOBODY)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(0)
+
+
+class InProcess:
+    """One tenant. `settings` are the product's; `policy` is the tenant's."""
+
+    def __init__(self, app: App, engine: Engine, root: bytes, *, policy: dict[str, Any], **settings: Any) -> None:
+        self._app, self.engine, self.root, self.eyes = app, engine, root, Eyes()
+        self.settings = all_settings.load({}, redis_url="redis://nowhere", **settings)
+        self._commit = type(engine.dialect).do_commit
+        engine.dialect.do_commit = self._do_commit
+        self._dies_at: tuple[int, bool] | None = None
+        self._redis = fakeredis.FakeRedis()
+        self.racy = False
+        self._new_process()
+        with writing(self.engine) as connection:
+            self.tenant = tenants.add(
+                connection, name="t", root=root, tier="standard", interval_s=60, algorithm="sha256", **policy
+            )
+        self.scan_id: str | None = None  # asked for last
+        self._read_to: str | None = None
+
+    def close(self) -> None:
+        with writing(self.engine) as connection:
+            tenants.remove(connection, self.tenant.id)
+        del self.engine.dialect.do_commit
+
+    def _new_process(self) -> None:
+        runtime = Runtime(self.settings)
+        # Unless the scan shall find everything touched just now, its clock is ahead: then all stamps are old.
+        runtime.clock_ns = lambda: time.time_ns() + (0 if self.racy else AGED_NS)
+        runtime.__dict__.update(engine=self.engine, redis=self._redis)
+        self._app.runtime = runtime
+        self._app.set_current()
+
+    # Dying
+
+    def _do_commit(self, connection: Any) -> None:
+        if self._dies_at is None:
+            self._commit(self.engine.dialect, connection)
+            return
+        left, committed = self._dies_at
+        self._dies_at = (left - 1, committed)
+        if left > 0:
+            self._commit(self.engine.dialect, connection)
+            return
+        self._dies_at = None
+        if committed:
+            self._commit(self.engine.dialect, connection)
+        raise Died
+
+    # Scanning
+
+    def request(self, **how: Any) -> str:
+        with writing(self.engine) as connection:
+            scan, _ = scans.request(connection, self.tenant.id, trigger=Trigger.REQUEST, **how)
+        start_queued(self.engine, self.settings)
+        self.scan_id = scan.id
+        return scan.id
+
+    def carry_on(self, dies_at: tuple[int, bool] | None = None, order: Callable[[int], int] = lambda n: 0) -> bool:
+        """Do what there is to do, until the scan has ended (True), or death at the commit of that number (False).
+
+        Everything that is ready may be next, by the choice of `order`.
+        """
+        self._free_what_the_dead_held()
+        self._dies_at = dies_at
+        try:
+            with without_rights_of_root(), self._seeing():
+                for _ in range(TASKS_AT_MOST):
+                    if not (ready := self._ready()):
+                        return True
+                    shard = ready[order(len(ready))]
+                    if shard.number == shards.FINISH:
+                        finish(shard.scan_id)
+                    else:
+                        scan_shard(shard.scan_id, shard.number)
+                raise AssertionError("the scan does not come to an end")
+        except Died:
+            self._new_process()
+            return False
+        finally:
+            self._dies_at = None
+            trees.next_tick(os.path.dirname(self.root))  # what is changed from here on has another stamp
+
+    @contextlib.contextmanager
+    def _seeing(self) -> Iterator[None]:
+        """With these eyes, and without what would only wait or send messages."""
+        eyes = self.eyes
+        with contextlib.ExitStack() as stack:
+            for place, value in {
+                "tasks.scan_shard.nudge": lambda app: None,
+                "tasks.finish.nudge": lambda app: None,
+                "tasks.trouble.RETRY_DELAY_S": 0.0,
+            }.items():
+                stack.enter_context(mock.patch(place, value))
+            for module, other in (
+                (core_listing, but(os, scandir=staticmethod(eyes.scandir))),
+                (hashing, but(os, readv=staticmethod(eyes.readv), fsync=staticmethod(lambda fd: None))),
+            ):
+                stack.enter_context(mock.patch.object(module, "os", other))
+            yield
+
+    def _ready(self) -> list[shards.Sendable]:
+        with writing(self.engine) as connection:
+            return list(shards.sendable(connection, 100))
+
+    def _free_what_the_dead_held(self) -> None:
+        s = shards_table.c
+        with writing(self.engine) as connection:
+            held = update(shards_table).where(s.state == ShardState.LEASED)
+            connection.execute(held.values(lease_until=clock(-1.0)))
+
+    def cancel(self) -> bool:
+        """As a person does; False: too late."""
+        assert self.scan_id is not None
+        with writing(self.engine) as connection:
+            return shards.end_early(connection, self.scan_id, ScanState.CANCELLED, "cancelled")
+
+    # What is known
+
+    def scan(self) -> scans.Scan:
+        assert self.scan_id is not None
+        with reading(self.engine) as connection:
+            scan = scans.get(connection, self.scan_id)
+        assert scan is not None
+        return scan
+
+    def document(self) -> dict[str, Any]:
+        scan = self.scan()
+        with reading(self.engine) as connection:
+            return scan_document(connection, scan, "t")
+
+    def index(self) -> trees.State:
+        with reading(self.engine) as connection:
+            found = tree.index_page(connection, self.tenant.id, limit=10**6)
+        return trees.index([file_document(one) for one in found])
+
+    def feed(self, since: str | None = None) -> list[dict[str, Any]]:
+        with reading(self.engine) as connection:
+            return [change_document(one) for one in changes.after(connection, self.tenant.id, since, 10**6)]
+
+    def news(self) -> list[dict[str, Any]]:
+        """What the feed says since this was last asked."""
+        found = self.feed(self._read_to)
+        if found:
+            self._read_to = found[-1]["cursor"]
+        return found

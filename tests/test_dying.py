@@ -1,0 +1,123 @@
+"""A scan whose processes die, at each of its commits in turn: tried by the tasks themselves, in this process."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from db import schema
+from db.engine import connect
+from tasks import settings as all_settings
+from tasks.app import make_app
+from tasks.finish import ATTEMPTS
+from tests import trees
+from tests.command import tmpfs_folder
+from tests.in_process import Died, InProcess
+from tests.trees import Dir, File, apply_feed, build, listing
+
+COMMITS_AT_MOST = 100
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with tempfile.TemporaryDirectory(prefix="strandline-dying-", dir=tmpfs_folder()) as folder:
+        os.chmod(folder, 0o777)  # whoever scans opens the database, too
+        engine = connect(f"sqlite:///{folder}/test.sqlite")
+        schema.migrate(engine)
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture
+def place(engine: Engine) -> Iterator[Callable[[], InProcess]]:
+    """Scanned once, and since then a file is gone, one has moved, and one is new."""
+    made: list[InProcess] = []
+    with tempfile.TemporaryDirectory(prefix="strandline-dying-") as folder:
+        os.chmod(folder, 0o755)
+
+        def make() -> InProcess:
+            end()
+            root = os.fsencode(Path(folder, "root"))
+            trees.remove(root)
+            build(root, Dir({b"a": Dir({b"gone": File(b"1"), b"old": File(b"2")}), b"stays": File(b"3")}))
+            app = make_app(all_settings.load({}, redis_url="redis://nowhere"))
+            made.append(InProcess(app, engine, root, policy={}))
+            made[-1].request()
+            assert made[-1].carry_on()
+            made[-1].news()
+            os.unlink(root + b"/a/gone")
+            os.rename(root + b"/a/old", root + b"/a/new")
+            build(root + b"/added", File(b"4"))
+            made[-1].request()
+            return made[-1]
+
+        def end() -> None:
+            while made:
+                made.pop().close()
+
+        yield make
+        end()
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["before it", "after it"])
+def test_a_scan_that_died_at_any_commit_is_carried_on(place: Callable[[], InProcess], committed: bool) -> None:
+    for number in range(COMMITS_AT_MOST):
+        scanned = place()
+        ended = scanned.carry_on((number, committed)) or scanned.carry_on()
+
+        document = scanned.document()
+        assert ended and document["state"] == "succeeded", number
+        assert (document["added"], document["deleted"], document["moved"]) == (1, 1, 1), number
+        assert scanned.index() == listing(scanned.root) == apply_feed(scanned.feed()), number
+        if document["attempts"] == document["shards"]:
+            return
+    raise AssertionError("it dies without end")
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["before it", "after it"])
+def test_a_scan_that_is_cancelled_at_any_commit_deletes_nothing(
+    place: Callable[[], InProcess], committed: bool
+) -> None:
+    for number in range(COMMITS_AT_MOST):
+        scanned = place()
+        before = scanned.index()
+        ended = scanned.carry_on((number, committed))
+        in_time = not ended and scanned.cancel()
+        assert ended or scanned.carry_on()
+
+        document, index = scanned.document(), scanned.index()
+        assert (document["state"] == "cancelled") == in_time, number
+        if in_time:
+            assert (document["deleted"], document["moved"]) == (0, 0) and before.items() <= index.items(), number
+        else:
+            assert index == listing(scanned.root), number
+        assert apply_feed(scanned.feed()) == index, number
+        if ended:
+            return
+    raise AssertionError("it dies without end")
+
+
+def test_a_finish_that_dies_again_and_again_fails_the_scan_and_the_next_one_deletes(
+    place: Callable[[], InProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned = place()
+    before = scanned.index()
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.finish._look_again", die)
+        assert [scanned.carry_on() for _ in range(ATTEMPTS)] == [False] * ATTEMPTS
+
+    assert scanned.carry_on()
+
+    document = scanned.document()
+    assert (document["state"], document["deleted"], document["moved"]) == ("failed", 0, 0)
+    assert "nothing was deleted" in document["error"] and before.items() <= scanned.index().items()
+    scanned.request()
+    assert scanned.carry_on() and scanned.document()["state"] == "succeeded"
+    assert scanned.index() == listing(scanned.root) == apply_feed(scanned.feed())
+
+
+def die(_: object) -> None:
+    raise Died
