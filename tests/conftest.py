@@ -21,6 +21,8 @@ from tests import needs, scenarios_report, servers
 from tests.servers import PostgresKind, PostgresServer, RedisServer
 from tests.volumes import Volume, Volumes
 
+# mkfs and its like are in folders that not every user's PATH names.
+os.environ["PATH"] += ":/usr/sbin:/sbin"
 REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
 POSTGRES_KINDS = servers.postgres_kinds()
 MAY_SKIP = "may be missing"
