@@ -65,7 +65,7 @@ picks = st.integers(0, 10**6)
 names = st.sampled_from(NAMES)
 contents = st.sampled_from(CONTENTS)
 Change = tuple[str, int, int, bytes, bytes]
-change = st.tuples(st.sampled_from(CHANGES), picks, picks, names, contents)
+some_change = st.tuples(st.sampled_from(CHANGES), picks, picks, names, contents)
 
 
 class Tide(RuleBasedStateMachine):
@@ -141,7 +141,7 @@ class Tide(RuleBasedStateMachine):
 
     # What people do
 
-    @rule(changes=st.lists(change, min_size=1, max_size=4))
+    @rule(changes=st.lists(some_change, min_size=1, max_size=4))
     def change(self, changes: list[Change]) -> None:
         for what, pick, other, name, content in changes:
             getattr(self, what)(pick, other, name, content)
@@ -285,7 +285,7 @@ class Tide(RuleBasedStateMachine):
     @rule(
         racy=st.booleans(),
         how=st.sampled_from([{}, {}, {}, {"full": True}, {"verify": True}]),
-        deaths=st.lists(st.tuples(st.integers(0, 14), st.booleans(), st.lists(change, max_size=2)), max_size=7),
+        deaths=st.lists(st.tuples(st.integers(0, 14), st.booleans(), st.lists(some_change, max_size=2)), max_size=7),
         then=st.sampled_from(["carry on", "leave", "cancel"]),
         order=picks,
     )
@@ -457,15 +457,17 @@ def machine() -> Iterator[type[Tide]]:
         engine.dispose()
 
 
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "stateful_step_count": 30, "print_blob": True}
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 
 
 def test_index_and_feed_are_exact_whatever_happens(machine: type[Tide]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=50, derandomize=True, database=None, **QUIET))
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=50, stateful_step_count=10, derandomize=True, database=None, **QUIET)
+    )
 
 
 @pytest.mark.large
 @pytest.mark.timeout(0)
 def test_and_in_many_more_examples(machine: type[Tide]) -> None:
     examples = int(os.environ.get("STATEFUL_EXAMPLES", "2000"))
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, **QUIET))
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=20, **QUIET))
