@@ -234,7 +234,9 @@ def next_fence(connection: Connection, tenant_id: int) -> int:
     return int(connection.execute(query.returning(tenants.c.fence)).scalar_one())
 
 
-def note_verified(connection: Connection, tenant_id: int, *, until: datetime, place: int, silent_changes: int) -> None:
+def note_verified(
+    connection: Connection, tenant_id: int, *, until: datetime | None, place: int, silent_changes: int
+) -> None:
     """How far the rotating verification has come, and what it found."""
     connection.execute(
         update(tenants)

@@ -10,6 +10,8 @@ from tasks.core.profile import profile_named
 from tasks.settings import Settings
 
 _DAY_S = 86_400
+# A turn is at least such a part of the whole (of 30 days, 43 minutes): most scans verify nothing, and open no file.
+_SMALLEST_TURN = 1 / 1000
 
 
 def period_s(tenant: Tenant, settings: Settings) -> float:
@@ -26,5 +28,8 @@ def share(tenant: Tenant, now: datetime, size: int, settings: Settings) -> tuple
     if tenant.verify_at is None:
         return tenant.verify_place, tenant.verify_place
     elapsed_s = max(0.0, (now - tenant.verify_at).total_seconds())
-    part = min(1.0, elapsed_s / period_s(tenant, settings), settings.verify_bytes / max(size, 1))
+    part = elapsed_s / period_s(tenant, settings)
+    if part < _SMALLEST_TURN:
+        return tenant.verify_place, tenant.verify_place
+    part = min(1.0, part, settings.verify_bytes / max(size, 1))
     return tenant.verify_place, tenant.verify_place + int(part * HASHES)

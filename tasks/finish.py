@@ -115,9 +115,10 @@ def _publish(runtime: Runtime, holder: Holder, tenant: Tenant, place: Place | No
             tenants.move_watermark(
                 connection, tenant.id, fence=scan.fence, started_at=scan.started_at, files=ended.files
             )
+            turned = tenant.verify_at is None or scan.verify_to != scan.verify_from
             tenants.note_verified(
-                connection, tenant.id, until=scan.started_at, place=scan.verify_to % HASHES,
-                silent_changes=ended.silent_changes,
+                connection, tenant.id, until=scan.started_at if turned else tenant.verify_at,
+                place=scan.verify_to % HASHES, silent_changes=ended.silent_changes,
             )  # fmt: skip
             if place is not None:
                 tenants.note_root(connection, tenant.id, filesystem=place.filesystem, inode=place.inode)

@@ -52,6 +52,13 @@ def test_all_have_their_turn_within_the_days_that_the_file_system_deserves(tenan
     assert (last - first) / HASHES == pytest.approx(3 / days, rel=1e-3)
 
 
+def test_soon_after_a_turn_it_is_nobody_s_turn() -> None:
+    first, last = share(tenant_at(7, 40 * 60), NOW, 1000, SETTINGS)
+    assert first == last == 7
+    first, last = share(tenant_at(7, 45 * 60), NOW, 1000, SETTINGS)
+    assert first == 7 < last
+
+
 def test_before_the_first_complete_scan_it_is_nobody_s_turn() -> None:
     tenant = SimpleNamespace(verify_place=7, verify_at=None, filesystem=None, silent_changes=0)
     assert share(tenant, NOW, 1000, SETTINGS) == (7, 7)
