@@ -112,7 +112,7 @@ def cancel(scan_id: str, state: str | None) -> None:
     scan_id = _checked(scan_id)
     with asking(settings_of(state)) as talking:
         if not talking.cancel(scan_id):
-            raise UsageError(f"there is no queued or running scan {scan_id} (one that is just ending is too late to be stopped)")
+            raise UsageError(f"there is no queued or running scan {scan_id}, or it is ending already")
         click.echo(f"scan {scan_id} is being cancelled")
 
 
