@@ -5,9 +5,9 @@ import itertools
 import multiprocessing
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 
-from db import tree
+from db import schema, tree
 from db.engine import connect, reading, writing
 from db.tables import directories, files
 from db.types import StaleDirectory
@@ -277,3 +277,23 @@ def test_ids_never_repeat_between_processes(migrated_url):
 
 def _take_in_a_process(url):
     return take(tree.Ids(connect(url)), 1500)
+
+
+def test_directories_of_an_inode_are_found_without_reading_all_others(tmp_path):
+    """Asked for each new directory: reading all for each made a renamed tree take the square of its size.
+
+    SQLite only: PostgreSQL plans by what is in the tables.
+    """
+    engine = connect(f"sqlite:///{tmp_path}/test.sqlite")
+    schema.migrate(engine)
+    asked = []
+    event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2:4]))
+    with reading(engine) as connection:
+        assert tree.with_inode(connection, 1, 7, 8) == []
+    statement, parameters = asked[-1]
+
+    with reading(engine) as connection:
+        plan = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, parameters).all()
+
+    assert any("ix_directories_inode" in row[3] for row in plan), plan
+    engine.dispose()
