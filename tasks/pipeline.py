@@ -89,6 +89,7 @@ class Pipeline:
         self._huge = Huge(self, huge_entries)
         self.pieces: list[Piece] = []
         self._untold_bytes = 0
+        self._hashed_files = self._hashed_bytes = 0  # of the directory that is being settled, too
         self._unread: list[Entry] = []  # of the directory that is being settled: files that never had a digest
         self.directories_unchanged = 0
         self.other = 0
@@ -246,6 +247,7 @@ class Pipeline:
                children: Mapping[bytes, KnownChild], now_ns: int, verifying: bool) -> Settled:  # fmt: skip
         """Compare what is listed with what is recorded, hash what differs, and put all that into the batch."""
         self._unread = []
+        self._hashed_files = self._hashed_bytes = 0
         comparison = compare(listing, files, children, opened.profile, self._policy)
         if not listing.steady:
             self._confirm_missing(opened.fd, known.path, comparison)
@@ -262,6 +264,7 @@ class Pipeline:
             else:
                 settled &= self._hash(known, opened, entry, before, now_ns)
         self.progress.add(hashed_files=len(comparison.to_hash))
+        self.write.count(hashed_files=self._hashed_files, hashed_bytes=self._hashed_bytes)
         for entry, before in comparison.symlinks:
             self.write.outcome(known, outcome_of_symlink(entry, before, fence=self.fence))
         for entry, file in comparison.back:
@@ -322,7 +325,8 @@ class Pipeline:
         if hashed.error is not None:
             self.write.error(join(known.path, entry.name), "read", hashed.error)
         if hashed.digest is not None:
-            self.write.count(hashed_files=1, hashed_bytes=hashed.entry.size)
+            self._hashed_files += 1
+            self._hashed_bytes += hashed.entry.size
         self.write.outcome(known, outcome)
         return outcome.unsettled is None and hashed.entry == entry
 
