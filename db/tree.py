@@ -59,9 +59,9 @@ class IndexedFile(NamedTuple):
 NEW_DIRECTORY = ("tenant_id", "id", "parent_id", "name", "path", "order_key", "inode", "fingerprint", "files", "bytes",
                  "version", "born", "owner", "listed", "name_hash")  # fmt: skip
 FILE = ("tenant_id", "directory_id", "name", "type", "size", "mtime_ns", "ctime_ns", "inode", "unsettled", "digest",
-        "algorithm", "target", "changed", "hashed", "hashed_because", "gone", "gone_reason", "name_hash")  # fmt: skip
+        "algorithm", "target", "changed", "hashed", "hashed_because", "name_hash")  # fmt: skip
 _FILE_CONFLICT = "ON CONFLICT (tenant_id, directory_id, name) DO UPDATE SET " + ", ".join(
-    f"{name} = excluded.{name}" for name in FILE[3:]
+    [f"{name} = excluded.{name}" for name in FILE[3:]] + ["gone = NULL", "gone_reason = NULL"]
 )
 
 

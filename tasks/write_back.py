@@ -66,13 +66,12 @@ class WriteBack:
         name, type_, size, mtime_ns, ctime_ns, inode, target = entry
         self._batch.tree.files.append(
             (self._tenant_id, directory.id, name, type_, size, mtime_ns, ctime_ns, inode, unsettled, digest, algorithm,
-             target, changed, hashed, because, None, None, None if directory.ranges is None else name_hash(name))
+             target, changed, hashed, because, None if directory.ranges is None else name_hash(name))
         )  # fmt: skip
         if kind is not None:
             self._batch.changes.append(
-                (directory.id, name, kind.value, join(directory.path, name), type_, size, digest, algorithm, target,
-                 None)
-            )  # fmt: skip
+                (directory.id, name, kind.value, join(directory.path, name), type_, size, digest, algorithm, target)
+            )
         if len(self._batch.tree.files) >= BATCH_FILES:
             self.flush()
 

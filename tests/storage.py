@@ -96,12 +96,11 @@ def directory(tenant_id: int, number: int, path: bytes, parent: int | None, *, f
 
 
 def file(tenant_id: int, directory_id: int, name: bytes, *, type: str = "file", size: int = 1, mtime_ns: int = 1,
-         digest: bytes | None = DIGEST, target: bytes | None = None,
-         gone: int | None = None) -> tuple[Any, ...]:  # fmt: skip
+         digest: bytes | None = DIGEST, target: bytes | None = None) -> tuple[Any, ...]:  # fmt: skip
     """A row in the order of FILE."""
     algorithm = None if digest is None else "sha256"
     return (tenant_id, directory_id, name, type, size, mtime_ns, 1, 1, None, digest, algorithm, target, 1, None,
-            None, gone, None if gone is None else "absent", None)  # fmt: skip
+            None, None)  # fmt: skip
 
 
 def tree_rows(tenant_id: int, paths: Iterable[bytes], first_id: int = 2, **values: Any) -> list[list[Any]]:

@@ -206,9 +206,10 @@ def test_a_gone_file_says_what_the_feed_must_tell(engine, nested, tenant):
     write_tree(
         engine,
         files=[
-            file(tenant.id, 2, b"unread", digest=None, gone=nested.fence),
-            file(tenant.id, 2, b"link", type="symlink", digest=None, target=b"t", gone=nested.fence),
+            file(tenant.id, 2, b"unread", digest=None),
+            file(tenant.id, 2, b"link", type="symlink", digest=None, target=b"t"),
         ],
+        gone_files=[(nested.fence, "absent", tenant.id, 2, name) for name in (b"unread", b"link")],
     )
 
     in_a_transaction(engine, losses.note_missing, nested, None, 100)
@@ -227,7 +228,8 @@ def test_a_file_gone_in_the_root_has_no_folder_in_its_path(engine, tenant, scan)
     write_tree(
         engine,
         new_directories=[directory(tenant.id, 1, b"", None, listed=scan.fence)],
-        files=[file(tenant.id, 1, b"f", gone=scan.fence)],
+        files=[file(tenant.id, 1, b"f")],
+        gone_files=[(scan.fence, "absent", tenant.id, 1, b"f")],
     )
 
     in_a_transaction(engine, losses.note_missing, scan, None, 10)

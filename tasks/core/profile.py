@@ -5,7 +5,7 @@ Values of f_type are those of statfs(2) and linux/magic.h.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tasks.core.filesystem import filesystem_magic
 from tasks.core.guard import Place
@@ -22,12 +22,11 @@ class Profile:
     network: bool = False  # its clock is another machine's
     granularity_s: float = 1.0  # of its coarsest stamps
     maps_move_times: bool = True  # a write through a memory map moves a time, at the latest when it is flushed
+    racy_window_ns: int = field(init=False)  # a stamp within this of the listing may be carried by a later write too
 
-    @property
-    def racy_window_ns(self) -> int:
-        """A stamp within this of the listing may be carried by a later write too."""
+    def __post_init__(self) -> None:
         seconds = 10.0 if self.network else max(2 * self.granularity_s, 2.0)
-        return int(seconds * 1e9)
+        object.__setattr__(self, "racy_window_ns", int(seconds * 1e9))
 
     @property
     def cannot_see(self) -> str | None:
