@@ -17,15 +17,14 @@ from db.tables import scans as scans_table
 from db.types import CursorLost
 
 CHANGE = ("tenant_id", "fence", "n", "directory_id", "name", "kind", "path", "type", "size", "digest", "algorithm",
-          "target")  # fmt: skip
+          "target", "reason")  # fmt: skip
 # The place in a fence behind all its changes.
 BEHIND = 1 << 62
 # Folding: what was added in this fence and then modified is still added; whatever was deleted last is deleted.
 _FOLD = (
     "ON CONFLICT (tenant_id, fence, directory_id, name) DO UPDATE SET "
     "kind = CASE WHEN changes.kind = 'added' AND excluded.kind = 'modified' THEN 'added' ELSE excluded.kind END, "
-    + ", ".join(f"{name} = excluded.{name}" for name in ("type", "size", "digest", "algorithm", "target"))
-    + ", reason = NULL"
+    + ", ".join(f"{name} = excluded.{name}" for name in ("type", "size", "digest", "algorithm", "target", "reason"))
 )
 
 

@@ -70,8 +70,9 @@ class WriteBack:
         )  # fmt: skip
         if kind is not None:
             self._batch.changes.append(
-                (directory.id, name, kind.value, join(directory.path, name), type_, size, digest, algorithm, target)
-            )
+                (directory.id, name, kind.value, join(directory.path, name), type_, size, digest, algorithm, target,
+                 None)
+            )  # fmt: skip
         if len(self._batch.tree.files) >= BATCH_FILES:
             self.flush()
 

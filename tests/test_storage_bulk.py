@@ -126,7 +126,7 @@ def test_run_many_counts_what_it_matched(engine, count):
 @BOTH_WAYS
 def test_changes_are_folded_whichever_way_they_are_written(engine, count):
     def change(i, kind, n):
-        return (1, 1, n + i, 1, name(i), kind, name(i), "file", 2**63 - 1, EVERY_BYTE, "sha256", None)
+        return (1, 1, n + i, 1, name(i), kind, name(i), "file", 2**63 - 1, EVERY_BYTE, "sha256", None, None)
 
     for kind, n in (("added", 0), ("modified", 10**6)):
         with writing(engine) as connection:

@@ -27,7 +27,7 @@ def write(engine, scan, *some, shard=1):
         for n, name, kind in some
     ]
     with writing(engine) as connection:
-        changes.write(connection, [(*row, None) for row in made])
+        changes.write(connection, [(*row, None, None) for row in made])
 
 
 def after(engine, tenant, cursor=None, limit=1000):

@@ -194,7 +194,7 @@ def full_flush(engine, lease, version=1):
             new_directories=[directory(lease.tenant_id, 2, b"new", 1)],
             files=[file(lease.tenant_id, 1, b"a")],
         )
-        change = (lease.tenant_id, lease.fence, number, 1, b"a", "added", b"a", "file", 1, None, None, None)
+        change = (lease.tenant_id, lease.fence, number, 1, b"a", "added", b"a", "file", 1, None, None, None, None)
         changes.write(connection, [change])
         tree.write(connection, batch)
 

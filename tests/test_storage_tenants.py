@@ -178,7 +178,7 @@ def fill(engine, tenant):
     scan = start_scan(engine, tenant)
     write_tree(engine, new_directories=[directory(tenant.id, 1, b"", None)], files=[file(tenant.id, 1, b"f")])
     with writing(engine) as connection:
-        row = (tenant.id, scan.fence, 1, 1, b"f", "added", b"f", "file", 1, None, None, None)
+        row = (tenant.id, scan.fence, 1, 1, b"f", "added", b"f", "file", 1, None, None, None, None)
         changes.write(connection, [row])
         changes.write_errors(connection, [(scan.id, b"mark", b"p", "open", "denied")])
         vanished = metadata.tables["vanished"]
