@@ -18,12 +18,12 @@ run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 
 	@exec .ci/up
 
 .PHONY: test
-test:  ## Run the tests: ARGS="-k feed -x" goes to pytest, REQUIRE=all makes every skip a failure
+test:  ## Run the tests: ARGS="-k feed -x" goes to pytest (-n 0: one by one), REQUIRE=all makes every skip a failure
 	@.ci/venv requirements-test.lock
-	@exec .venv/bin/pytest $(ARGS)
+	@exec .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: test-large
-test-large:  ## Run the tests that take half an hour: millions of files, thousands of examples; ARGS as above
+test-large:  ## Run the tests that take two hours: a million files, thousands of examples; ARGS as above
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/pytest -m large -s $(ARGS)
 

@@ -10,12 +10,16 @@ from tasks.settings import Settings
 
 @dataclass(slots=True)
 class Budget:
-    """What is left of entries and bytes, and when the seconds are over; `clock_s` is a monotonic clock."""
+    """What is left of entries and bytes, and when the seconds are over; `clock_s` is a monotonic clock.
+
+    It is never spent before the shard has `begun`: one that only handed on would do so for ever.
+    """
 
     entries: int
     bytes: int
     until_s: float
     clock_s: Callable[[], float]
+    begun: bool = False
 
     @classmethod
     def of(cls, settings: Settings, clock_s: Callable[[], float]) -> Budget:
@@ -25,4 +29,4 @@ class Budget:
     @property
     def spent(self) -> bool:
         """Is any of the three used up?"""
-        return self.entries <= 0 or self.bytes <= 0 or self.clock_s() >= self.until_s
+        return self.begun and (self.entries <= 0 or self.bytes <= 0 or self.clock_s() >= self.until_s)

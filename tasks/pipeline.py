@@ -151,6 +151,7 @@ class Pipeline:
 
     def _visit(self, todo: Todo, piece: Piece | None = None) -> None:
         self.holder.progress()
+        self.budget.begun = True
         known = todo.known
         try:
             opened = self._open(known)

@@ -50,6 +50,13 @@ class Command:
     def start(self, *words: str | bytes) -> processes.Running:
         return processes.start(self.argv(*words), env={**os.environ, **self.env})
 
+    @contextlib.contextmanager
+    def up(self, *words: str | bytes) -> Iterator[processes.Running]:
+        """A stack that runs until the end of the block: each scan joins it."""
+        with self.start("up", *words) as stack:
+            assert stack.stdout.wait_for(b"Press Ctrl-C", 60), stack.stderr.content
+            yield stack
+
     def json(self, *words: str | bytes, status: int = 0) -> list[dict]:
         done = self.run(*words, "--json")
         assert done.returncode == status, f"exit {done.returncode}: {done.stdout[-500:]} {done.stderr[-2000:]}"

@@ -18,6 +18,7 @@ from db import schema
 from db.engine import connect
 from db.tables import metadata
 from tests import needs, scenarios_report, servers
+from tests.command import Command
 from tests.servers import PostgresKind, PostgresServer, RedisServer
 from tests.volumes import Volume, Volumes
 
@@ -28,17 +29,16 @@ POSTGRES_KINDS = servers.postgres_kinds()
 MAY_SKIP = "may be missing"
 
 
-def pytest_report_collectionfinish() -> str:
-    """Unlike the report header, this is shown under -q too."""
-    found = [servers.redis_version(), *(kind.described() for kind in POSTGRES_KINDS)]
-    lines = ["servers: " + ", ".join(found), "not to be had here: " + ", ".join(needs.may_be_missing())]
-    return "\n".join(lines) + ("\nevery other skip is a failure (REQUIRE=all)" if REQUIRE_ALL else "")
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for some in terminalreporter.stats.values() for report in some]
-    for line in scenarios_report.summary(scenarios_report.of_reports(reports)):
+    for line in [*scenarios_report.summary(scenarios_report.of_reports(reports)), *_tested_on()]:
         terminalreporter.write_line(line)
+
+
+def _tested_on() -> list[str]:
+    found = [servers.redis_version(), *(kind.described() for kind in POSTGRES_KINDS)]
+    lines = ["servers: " + ", ".join(found), "not to be had here: " + ", ".join(needs.may_be_missing())]
+    return [*lines, "every other skip is a failure (REQUIRE=all)"] if REQUIRE_ALL else lines
 
 
 # What a test needs
@@ -93,6 +93,17 @@ def mounted(volumes: Volumes) -> Iterator[Callable[..., Volume]]:
     """Mounts a file system of a kind until the end of the test. Needs root, mount and that kind."""
     with contextlib.ExitStack() as stack:
         yield lambda kind, **options: stack.enter_context(volumes.mounted(kind, **options))
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The command beside one stack for all tests of the file: each scan joins it."""
+    command = Command(tmp_path_factory.mktemp("state"))
+    with command.up():
+        yield command
 
 
 # Servers

@@ -259,8 +259,7 @@ class Apart(Command):
 @contextmanager
 def stack(folder: Path) -> Iterator[Command]:
     cli = Apart(folder, QUIET)
-    with cli.start("up") as running:
-        assert running.stdout.wait_for(b"Press Ctrl-C", 60), running.stderr.content
+    with cli.up():
         yield cli
 
 

@@ -28,15 +28,6 @@ AGED_S = 2.5
 AGED_ON_FUSE_S = 10.5
 
 
-@pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """One stack for all tests here: each scan joins it."""
-    command = Command(tmp_path_factory.mktemp("state"))
-    with command.start("up") as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
-        yield command
-
-
 def let_age(root: bytes, seconds: float) -> None:
     """Return once everything in the tree, and the clock, are past the racy window."""
     found = [os.lstat(os.path.join(path, name)) for path, _, names in os.walk(root) for name in names]

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,14 +58,6 @@ def test_the_root_is_the_same_place_by_file_system_and_inode() -> None:
 
 
 # Through real scans
-
-
-@pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(tmp_path_factory.mktemp("state"))
-    with command.start("up") as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
-        yield command
 
 
 def folder(count: int, salt: bytes = b"") -> Dir:

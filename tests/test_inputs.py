@@ -39,15 +39,6 @@ Follow = Callable[[bytes | Path], Followed]
 
 
 @pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """One stack for all tests here: each scan joins it."""
-    command = Command(tmp_path_factory.mktemp("state"))
-    with command.start("up") as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
-        yield command
-
-
-@pytest.fixture(scope="module")
 def asking(cli: Command) -> Iterator[Asking]:
     with cli.asking() as asking:
         yield asking

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from db.tables import shards as shards_table
 from db.types import ScanState, Trigger
 from orchestrator.documents import change_document, file_document
 from orchestrator.start import start_queued
+from tasks import deletions
 from tasks import settings as all_settings
 from tasks.app import App, make_app
 from tasks.finish import finish
@@ -241,6 +243,33 @@ def test_a_file_that_is_back_with_an_equal_stat_before_it_was_deleted_stays(worl
     assert not [change for change in it.feed if change["kind"] == "deleted" and change["path"] != ".strandlineignore"]
     it.scan()  # the root once more, since its row of the rule file was deleted
     assert it.scan().directories_unchanged == 3
+
+
+@pytest.mark.timeout(30)
+def test_a_shard_whose_time_is_over_before_it_begins_lists_one_directory(world: Make) -> None:
+    it = world(NESTED)
+    it.app.runtime.clock_s = count(0, 10_000).__next__
+
+    for _ in range(2):
+        assert it.scan().state == "succeeded"
+        it.exact()
+
+
+def test_a_finish_that_finds_no_pair_for_long_keeps_its_lease(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = world(Dir({b"%d" % number: File(b"gone %d" % number) for number in range(9)}))
+    it.scan()
+    for number in range(9):
+        os.unlink(it.root + b"/%d" % number)
+        write(it.root + b"/new %d" % number, b"new %d" % number)
+    renewed, real = [], shards.renew
+    monkeypatch.setattr(deletions, "BATCH", 3)
+    monkeypatch.setattr(shards, "renew", lambda c, lease, s: renewed.append(lease.number) or real(c, lease, s))
+    it.app.runtime.clock_s = count(0, 30).__next__  # each look at it is half a lease later
+
+    assert it.scan().deleted == 9
+
+    assert renewed.count(shards.FINISH) == 7  # pages of candidates, the last of them empty
+    it.exact()
 
 
 def test_a_file_that_comes_back_while_its_deletion_is_carried_out_is_added_again(

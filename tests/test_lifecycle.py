@@ -77,9 +77,7 @@ def test_after_a_scan_no_process_remains(cli: Command, small: bytes) -> None:
 
 
 def test_a_second_stack_on_one_folder_says_so_and_other_commands_join_the_first(cli: Command, small: bytes) -> None:
-    with cli.start("up", "--dir", small) as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
-
+    with cli.up("--dir", small) as stack:
         second = cli.run("up")
         assert second.returncode == 2
         assert f"process {stack.pid}" in second.stderr and str(cli.state) in second.stderr
@@ -99,8 +97,7 @@ def test_a_second_stack_on_one_folder_says_so_and_other_commands_join_the_first(
 def test_a_stack_that_is_told_to_end_or_killed_takes_everything_with_it(
     cli: Command, small: bytes, how: signal.Signals
 ) -> None:
-    with cli.start("up", "--dir", small) as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
+    with cli.up("--dir", small) as stack:
         assert len(stack.alive()) >= 6  # parent, broker, worker with children, beat, Flower
         stack.send(how)
         assert stack.wait(25).returncode == (0 if how == signal.SIGTERM else -9)
@@ -118,8 +115,7 @@ def test_two_scans_at_once_share_one_stack(cli: Command, small: bytes, tmp_path:
 
 
 def test_what_dies_in_a_stack_is_started_again(cli: Command, small: bytes) -> None:
-    with cli.start("up", "--dir", small) as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
+    with cli.up("--dir", small) as stack:
         [document] = cli.json("status")
         os.kill(document["workers"][0]["pid"], signal.SIGKILL)
         assert stack.stderr.wait_for(b"starting it again", 10)
@@ -134,8 +130,7 @@ def test_once_stops_after_the_first_scan(cli: Command, small: bytes) -> None:
 
 def test_the_schedule_scans_by_itself(cli: Command, small: bytes) -> None:
     assert cli.run("tenant", "add", "small", os.fsdecode(small), "--interval", "1").returncode == 0
-    with cli.start("up") as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
+    with cli.up():
         ended = wait_until(
             lambda: [one for one in cli.json("scans", "small") if one["state"] == "succeeded"], 40, "a scheduled scan"
         )

@@ -17,14 +17,6 @@ Mounted = Callable[..., Volume]
 pytestmark = pytest.mark.needs("mount")
 
 
-@pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(tmp_path_factory.mktemp("state"))
-    with command.start("up") as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
-        yield command
-
-
 @contextmanager
 def on(point: bytes, *what: bytes) -> Iterator[None]:
     subprocess.run([b"mount", *what, point], check=True)

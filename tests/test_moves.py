@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,14 +76,6 @@ def test_more_equal_files_than_are_kept_waiting_are_paired_all_the_same(monkeypa
 
 
 # Through real scans
-
-
-@pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(tmp_path_factory.mktemp("state"))
-    with command.start("up") as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
-        yield command
 
 
 def numbered(count: int, salt: bytes = b"") -> Dir:

@@ -1,22 +1,12 @@
 """Ignore rules through real scans: what is left out, what that does to the index, rule files that cannot be read."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.command import Command
 from tests.trees import Dir, File, State, Symlink, apply_feed, build, listing, write
-
-
-@pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(tmp_path_factory.mktemp("state"))
-    with command.start("up") as stack:
-        assert stack.stdout.wait_for(b"Press Ctrl-C", 30), stack.stderr.content
-        yield command
-
 
 TREE = Dir(
     {

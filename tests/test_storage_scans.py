@@ -350,7 +350,7 @@ def test_two_queued_or_two_running_scans_of_a_tenant_are_refused(engine, tenant)
         {"tenant_id": 999},
         *({"state": state} for state in ENDED),
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_an_impossible_scan_is_refused(engine, tenant, impossible):
     with pytest.raises(Exception, match=r"(?i)constraint"):

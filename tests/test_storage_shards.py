@@ -436,7 +436,7 @@ def test_a_finish_that_is_at_work_keeps_its_lease_when_the_scan_is_cancelled(eng
         {"not_before": None},
         {"frontier": None},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_an_impossible_shard_is_refused(engine, scan, impossible):
     with pytest.raises(Exception, match=r"(?i)constraint"):

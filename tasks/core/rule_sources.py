@@ -50,10 +50,11 @@ def _read_rules(directory: int, name: bytes) -> bytes | None:
             return None  # as git does
         raise
     try:
-        if not is_regular(fd):
-            if name == RULE_FILE:
-                raise RulesError("not a regular file")
-            return None
-        return os.read(fd, MAX_BYTES + 1)
+        if is_regular(fd):
+            with os.fdopen(fd, "rb", closefd=False) as file:  # it reads on where one read falls short
+                return file.read(MAX_BYTES + 1)
+        if name == RULE_FILE:
+            raise RulesError("not a regular file")
+        return None
     finally:
         os.close(fd)
