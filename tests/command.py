@@ -11,20 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from click.testing import CliRunner
-from sqlalchemy import Engine
 
-from db import scans, shards
-from db.engine import reading, writing
-from db.types import Trigger
+from db.engine import reading
 from orchestrator.cli import group
 from orchestrator.cli.common import settings_of
 from orchestrator.cli.scan import asking
 from orchestrator.documents import scan_document
 from orchestrator.session import Session
-from orchestrator.start import start_queued
-from tasks import settings as all_settings
-from tasks.finish import finish
-from tasks.scan_shard import scan_shard
 from tests import processes, trees
 from tests.waiting import wait_until
 
@@ -137,23 +130,6 @@ class Followed:
     @staticmethod
     def _unless_hashed(document: dict) -> dict | None:
         return None if document["hashed_files"] else document
-
-
-def scan_once(engine: Engine, tenant_id: int) -> str:
-    """One scan by the very tasks, called here so that their statements can be seen."""
-    with writing(engine) as connection:
-        scan, _ = scans.request(connection, tenant_id, trigger=Trigger.REQUEST)
-    start_queued(engine, all_settings.load({}))
-    while True:
-        with writing(engine) as connection:
-            ready = shards.sendable(connection, 100)
-        if not ready:
-            return scan.id
-        for shard in ready:
-            if shard.number == shards.FINISH:
-                finish(shard.scan_id)
-            else:
-                scan_shard(shard.scan_id, shard.number)
 
 
 def each_change_once(feed: list[dict]) -> bool:

@@ -45,6 +45,38 @@ TASKS_AT_MOST = 2_000
 _libc = ctypes.CDLL(None)
 
 
+def ready(engine: Engine) -> list[shards.Sendable]:
+    """The shards that may be done now."""
+    with writing(engine) as connection:
+        return list(shards.sendable(connection, 100))
+
+
+def run(shard: shards.Sendable) -> None:
+    """Do one, by the very task."""
+    if shard.number == shards.FINISH:
+        finish(shard.scan_id)
+    else:
+        scan_shard(shard.scan_id, shard.number)
+
+
+def expire_leases(engine: Engine) -> None:
+    """What the dead held is free."""
+    s = shards_table.c
+    with writing(engine) as connection:
+        connection.execute(update(shards_table).where(s.state == ShardState.LEASED).values(lease_until=clock(-1.0)))
+
+
+def scan_once(engine: Engine, tenant_id: int) -> str:
+    """One scan, its tasks called here so that their statements can be seen."""
+    with writing(engine) as connection:
+        scan, _ = scans.request(connection, tenant_id, trigger=Trigger.REQUEST)
+    start_queued(engine, all_settings.load({}))
+    while some := ready(engine):
+        for shard in some:
+            run(shard)
+    return scan.id
+
+
 class Died(BaseException):
     """The process that worked on a shard is no more."""
 
@@ -170,18 +202,14 @@ class InProcess:
 
         Everything that is ready may be next, by the choice of `order`.
         """
-        self._free_what_the_dead_held()
+        expire_leases(self.engine)
         self._dies_at = dies_at
         try:
             with without_rights_of_root(), self._seeing():
                 for _ in range(TASKS_AT_MOST):
-                    if not (ready := self._ready()):
+                    if not (some := ready(self.engine)):
                         return True
-                    shard = ready[order(len(ready))]
-                    if shard.number == shards.FINISH:
-                        finish(shard.scan_id)
-                    else:
-                        scan_shard(shard.scan_id, shard.number)
+                    run(some[order(len(some))])
                 raise AssertionError("the scan does not come to an end")
         except Died:
             self._new_process()
@@ -207,16 +235,6 @@ class InProcess:
             ):
                 stack.enter_context(mock.patch.object(module, "os", other))
             yield
-
-    def _ready(self) -> list[shards.Sendable]:
-        with writing(self.engine) as connection:
-            return list(shards.sendable(connection, 100))
-
-    def _free_what_the_dead_held(self) -> None:
-        s = shards_table.c
-        with writing(self.engine) as connection:
-            held = update(shards_table).where(s.state == ShardState.LEASED)
-            connection.execute(held.values(lease_until=clock(-1.0)))
 
     def cancel(self) -> bool:
         """As a person does; False: too late."""

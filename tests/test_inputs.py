@@ -22,8 +22,9 @@ from db.engine import connect, reading, writing
 from tasks import settings as all_settings
 from tasks.app import make_app
 from tests import trees
-from tests.command import Asking, Command, Followed, scan_once
+from tests.command import Asking, Command, Followed
 from tests.fuse_control import Control, Rule
+from tests.in_process import scan_once
 from tests.trees import SECOND_NS, Dir, File, Symlink, build, listing, make_chain
 from tests.volumes import Volume
 from tests.waiting import wait_until

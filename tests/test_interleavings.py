@@ -13,22 +13,19 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, update
+from sqlalchemy import Engine
 
 from db import changes, scans, schema, shards, tenants, tree, vanished
-from db.clock import clock
 from db.engine import connect, reading, writing
 from db.scans import Scan
-from db.tables import shards as shards_table
 from db.types import ScanState, Trigger
 from orchestrator.documents import change_document, file_document
 from orchestrator.start import start_queued
 from tasks import deletions
 from tasks import settings as all_settings
 from tasks.app import App, make_app
-from tasks.finish import finish
 from tasks.lease import Holder
-from tasks.scan_shard import scan_shard
+from tests import in_process
 from tests.command import each_change_once
 from tests.trees import Dir, File, State, Symlink, apply_feed, build, index, listing, remove, write
 
@@ -57,16 +54,14 @@ class World:
 
     def step(self) -> shards.Sendable | None:
         """Run the next shard that is ready; None where none is."""
-        with writing(self.engine) as connection:
-            ready = shards.sendable(connection, 1)
-        for shard in ready:
-            finish(shard.scan_id) if shard.number == shards.FINISH else scan_shard(shard.scan_id, shard.number)
-        return ready[0] if ready else None
+        for shard in in_process.ready(self.engine)[:1]:
+            in_process.run(shard)
+            return shard
+        return None
 
     def carry_on(self, scan_id: str) -> Scan:
         """To the end; what a dead process held is taken over."""
-        with writing(self.engine) as connection:
-            expire(connection)
+        in_process.expire_leases(self.engine)
         while self.step():
             pass
         return self.scan_of(scan_id)
@@ -113,11 +108,6 @@ class World:
         assert self.index == listing(self.root)
         assert apply_feed(self.feed) == listing(self.root)
         assert each_change_once(self.feed)
-
-
-def expire(connection: Connection) -> None:
-    """All leases run out."""
-    connection.execute(update(shards_table).where(shards_table.c.state == "leased").values(lease_until=clock(-1)))
 
 
 Make = Callable[..., World]
@@ -398,8 +388,7 @@ def test_who_dies_in_the_transaction_that_completes_a_shard_or_the_scan_has_not_
         with monkeypatch.context() as patched:
             patched.setattr(what, dying)
             deaths += until_killed(it)
-        with writing(it.engine) as connection:
-            expire(connection)
+        in_process.expire_leases(it.engine)
         it.step()
 
     assert deaths > 1 or what.endswith("publish")

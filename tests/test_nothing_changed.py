@@ -15,7 +15,8 @@ from db.engine import connect, reading, writing
 from tasks import settings as all_settings
 from tasks.app import make_app
 from tests import trees
-from tests.command import Command, scan_once
+from tests.command import Command
+from tests.in_process import scan_once
 from tests.waiting import wait_until
 
 AGED_S = 2.5
