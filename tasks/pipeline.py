@@ -26,7 +26,7 @@ from tasks.core.compare import (
     same,
 )
 from tasks.core.filesystem import Entry, Ignored, Missing, OtherMount, Shadowed, Unreadable
-from tasks.core.hashing import Hasher
+from tasks.core.hashing import Hashed, Hasher
 from tasks.core.ignore import Rules
 from tasks.core.listing import Listing, Seed, TooLarge, list_directory
 from tasks.core.policy import Policy
@@ -315,21 +315,12 @@ class Pipeline:
               now_ns: int) -> bool:  # fmt: skip
         """Hash one file into the batch; False where it must be looked at again."""
         hashed = self._hasher.hash(opened.fd, entry, now_ns)
-        if hashed.digest is None and (before is None or before.digest is None):
-            self._unread.append(entry)
-        if hashed.entry is None:
-            return False  # gone or something else by now: the next listing tells
-        outcome = outcome_of_hash(
-            hashed, hashed.entry, before, fence=self.fence, now_ns=now_ns, profile=opened.profile,
-            algorithm=self._policy.algorithm_for(hashed.entry.size),
-        )  # fmt: skip
-        if hashed.error is not None:
-            self.write.error(join(known.path, entry.name), "read", hashed.error)
-        if hashed.digest is not None:
+        if hashed.digest is not None and hashed.entry is not None:
             self._hashed_files += 1
             self._hashed_bytes += hashed.entry.size
-        self.write.outcome(known, outcome)
-        return outcome.unsettled is None and hashed.entry == entry
+        elif before is None or before.digest is None:
+            self._unread.append(entry)
+        return self._put(known, opened, entry, before, hashed, now_ns)
 
     def _verify(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile, now_ns: int) -> bool:
         """Hash a file that is equal by its stat; only what is not as recorded is written."""
@@ -337,9 +328,14 @@ class Pipeline:
         self.write.count(verified_files=1, hashed_files=1, hashed_bytes=entry.size)
         if hashed.entry == entry and hashed.digest == before.digest:
             return True
-        if hashed.entry is None:
-            return False
         self.write.count(silent_changes=int(hashed.entry == entry and hashed.digest is not None))
+        return self._put(known, opened, entry, before, hashed, now_ns)
+
+    def _put(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile | None, hashed: Hashed,
+             now_ns: int) -> bool:  # fmt: skip
+        """Put what a hash found into the batch; False where the file must be looked at again."""
+        if hashed.entry is None:
+            return False  # gone or something else by now: the next listing tells
         if hashed.error is not None:
             self.write.error(join(known.path, entry.name), "read", hashed.error)
         outcome = outcome_of_hash(
