@@ -252,6 +252,8 @@ def _shard_totals(connection: Connection, scan: Scan) -> dict[str, int]:
 
 # The operation under which a place is noted that is left out on purpose: no error.
 SKIP = "skip"
+# And that under which a mount below the root is noted that came, went or changed, with nothing of what was known there.
+MOUNT = "mount"
 
 
 def error_key(path: bytes, operation: str) -> bytes:
@@ -268,6 +270,13 @@ def skipped_of(connection: Connection, scan_id: str, limit: int) -> Sequence[tup
     """What a scan left out on purpose: (path, reason), by path."""
     notes = _notes(connection, scan_id, scan_errors.c.operation == SKIP, limit)
     return [(path, reason) for path, _, reason in notes]
+
+
+def mount_of(connection: Connection, scan_id: str) -> bytes | None:
+    """A place where a mount came, went or changed, with nothing of what was known there; None: there was none."""
+    for path, _, _ in _notes(connection, scan_id, scan_errors.c.operation == MOUNT, 1):
+        return path
+    return None
 
 
 def _notes(connection: Connection, scan_id: str, which: ColumnElement[bool],

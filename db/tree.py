@@ -280,14 +280,16 @@ def with_inode(connection: Connection, tenant_id: int, inode: int, limit: int) -
     return list(connection.execute(query.order_by(d.id + 0).limit(limit)).scalars())
 
 
-def holds_anything(connection: Connection, tenant_id: int, directory_id: int) -> bool:
-    """Is anything recorded in a directory?"""
+def names_in(connection: Connection, tenant_id: int, directory_id: int, limit: int) -> Sequence[tuple[bytes, bool]]:
+    """Some names that are recorded in a directory, files first; each with whether it waits to be deleted."""
     d, f = directories.c, files.c
     queries = (
-        select(f.name).where(f.tenant_id == tenant_id, f.directory_id == directory_id),
-        select(d.name).where(d.tenant_id == tenant_id, d.parent_id == directory_id),
+        select(f.name, f.gone).where(f.tenant_id == tenant_id, f.directory_id == directory_id),
+        select(d.name, d.gone).where(d.tenant_id == tenant_id, d.parent_id == directory_id),
     )
-    return any(connection.execute(query.limit(1)).first() is not None for query in queries)
+    return [
+        (row.name, row.gone is not None) for query in queries for row in connection.execute(query.limit(limit)).all()
+    ]
 
 
 def files_of(connection: Connection, tenant_id: int, directory_id: int,

@@ -15,7 +15,7 @@ from db.tenants import Tenant
 from db.types import HASHES, LeaseLost, ScanState
 from tasks.app import Runtime, nudge
 from tasks.core import filesystem
-from tasks.core.guard import Place, doubt_root, mixed_root
+from tasks.core.guard import Place, doubt_mount, doubt_root, mixed_root
 from tasks.core.profile import place_of
 from tasks.core.walk import Tree
 from tasks.deletions import Deletions
@@ -92,10 +92,13 @@ def _judge(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_m
         return "delete", None
     with reading(holder.engine) as connection:
         seen = shards.places(connection, scan.id)
+        mount = scans.mount_of(connection, scan.id)
         familiar = not is_mount or losses.any_familiar(connection, scan)
     doubt = mixed_root(seen | {str(place or "a folder that cannot be opened")})
     if doubt is None and deletions.count > 0 and place is not None:
         doubt = doubt_root(tenant.place and Place(*tenant.place), place, familiar)
+    if doubt is None and deletions.count > 0 and mount is not None:
+        doubt = doubt_mount(mount)
     doubt = doubt or deletions.doubt(tenant.deletion_limit)
     return ("delete" if doubt is None else "keep"), doubt
 

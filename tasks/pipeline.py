@@ -8,7 +8,7 @@ from zlib import crc32
 
 from sqlalchemy import Engine
 
-from db import tree
+from db import scans, tree
 from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
@@ -28,7 +28,7 @@ from tasks.core.compare import (
 from tasks.core.filesystem import Entry, Ignored, Missing, OtherMount, Shadowed, Unreadable
 from tasks.core.hashing import Hashed, Hasher
 from tasks.core.ignore import Rules
-from tasks.core.listing import Listing, Seed, TooLarge, list_directory
+from tasks.core.listing import Listing, Seed, TooLarge, count_entries, list_directory
 from tasks.core.policy import Policy
 from tasks.core.profile import Profile, place_of, profile_of
 from tasks.core.walk import Tree
@@ -46,6 +46,8 @@ STACK = 1_000
 TELL_BYTES = 4 << 20
 # Directories of the same inode that are asked for the digests of a renamed one: by far most inodes were used once.
 SAME_INODE = 8
+# So many names of a directory are looked for where a mount came or went: is any there, it is the place that was known.
+SOME_NAMES = 1_000
 
 
 class Opened(NamedTuple):
@@ -181,12 +183,11 @@ class Pipeline:
                 raise TooLarge
             listing = list_directory(opened.fd, known.path, opened.seed, opened.rules, self._huge_entries)
         except TooLarge:
-            self._huge.look(todo, opened, now_ns, piece)
+            if not self._unmounted(todo, opened.fd, None):
+                self._huge.look(todo, opened, now_ns, piece)
             return
         self.count(len(listing.files), listing.size, listing.other)
-        if self._unmounted(known, listing):
-            self.write.give_up(todo)
-            self.write.error(known.path, "list", "what was mounted here is not; what is recorded below stays as it is")
+        if self._unmounted(todo, opened.fd, listing):
             return
         equal = listing.fingerprint == known.fingerprint and (self.trusting or known.listed == self.fence)
         verifying = self.verifies(known.id)
@@ -206,20 +207,42 @@ class Pipeline:
         self.progress.add(directories=1, files=files, bytes=size)
         self.other += other
 
-    def _unmounted(self, known: KnownDirectory, listing: Listing) -> bool:
-        """Was something mounted here that is not there now, so that its empty mount point shows?"""
+    def _unmounted(self, todo: Todo, fd: int, listing: Listing | None) -> bool:
+        """Was something mounted here that is not there now, so that its empty mount point shows?
+
+        Whatever else came or went with a mount is for the finish to doubt, if nothing is there of what was known.
+        """
         if not self.tenant.cross_mounts:
             return False
-        is_mount = self._root.is_other_mount
-        if known.mount is not None and not is_mount and not (listing.files or listing.children):
+        known = todo.known
+        mount = filesystem.filesystem_magic(fd) if self._root.is_other_mount else None
+        if mount == known.mount:
+            return False
+        empty = count_entries(fd, known.path) == 0 if listing is None else not (listing.files or listing.children)
+        if mount is None and empty:
+            self.write.give_up(todo)
+            self.write.error(known.path, "list", "what was mounted here is not; what is recorded below stays as it is")
             return True
-        if is_mount != (known.mount is not None):
-            self.write.mount(known, filesystem.filesystem_magic(self._root.directory(known.path)) if is_mount else None)
+        if self._scan.confirms is not None or self._familiar(known, fd):
+            self.write.mount(known, mount)
+        else:
+            self.write.error(known.path, scans.MOUNT, "a mount came or went, and nothing of what was known is there")
         return False
+
+    def _familiar(self, known: KnownDirectory, fd: int) -> bool:
+        """Is anything there that was known here, if anything was? Once something of it is missing, it is not."""
+        with reading(self.engine) as connection:
+            names = tree.names_in(connection, self.tenant.id, known.id, SOME_NAMES)
+        if not names:
+            return True
+        try:
+            return not any(gone for _, gone in names) and any(filesystem.exists(fd, name) for name, _ in names)
+        except OSError:
+            return False
 
     def _note_mount(self, known: KnownDirectory) -> None:
         with reading(self.engine) as connection:
-            holds = tree.holds_anything(connection, self.tenant.id, known.id)
+            holds = tree.names_in(connection, self.tenant.id, known.id, 1)
         if holds:
             text = "something is mounted here now; what is recorded below stays as it is"
             self.write.error(known.path, "list", text)

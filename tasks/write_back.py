@@ -140,7 +140,7 @@ class WriteBack:
 
     def _keep(self, path: bytes, operation: str, text: str) -> None:
         self._errors_kept += 1
-        if self._errors_kept <= ERRORS_KEPT:
+        if self._errors_kept <= ERRORS_KEPT or operation == scans.MOUNT:  # the finish asks for that
             self._batch.errors.append((self._scan.id, scans.error_key(path, operation), path, operation, text))
 
     def _flush_if_full(self) -> None:

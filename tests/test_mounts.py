@@ -96,8 +96,39 @@ def test_a_mount_that_is_crossed_is_indexed_and_survives_being_unmounted(cli: Co
         assert "what was mounted here is not" in unmounted["errors"][0]["error"]
         assert cli.index(name) == whole
     write(root + b"/mounted/used", b"as an ordinary folder")
-    assert cli.scan(root)["deleted"] == 2
+    for _ in range(2):
+        suspect = cli.scan(root, status=1)
+        assert (suspect["state"], suspect["deleted"]) == ("suspect", 0)
+        assert "'mounted' is on another file system than before" in suspect["error"]
+        assert whole.items() <= cli.index(name).items()
+
+    assert cli.json("confirm", suspect["scan"])[0]["deleted"] == 2
     assert cli.index(name) == listing(root) == apply_feed(cli.feed(name))
+    assert cli.scan(root)["state"] == "succeeded"
+
+
+@row(
+    18,
+    "crossed, and another comes over files that are known, or over such a mount: suspect; gone again, nothing is lost",
+)
+@pytest.mark.parametrize("huge", [False, True])
+def test_a_crossed_mount_that_comes_over_known_files_deletes_nothing(cli: Command, tmp_path: Path, huge: bool) -> None:
+    if huge:
+        cli = Command(tmp_path / "state", {"STRANDLINE_HUGE_ENTRIES": "50"})
+    root, name = tenant(cli, tmp_path, "--cross-mounts")
+    build(root + b"/point", Dir({b"%d" % number: File(b"%d" % number) for number in range(60)}))
+    cli.scan(root)
+    whole = cli.index(name)
+    for mounting in (TMPFS, (b"--bind", root + b"/point/below")):
+        with on(root + b"/point", *mounting):
+            write(root + b"/point/new", b"new")
+            for _ in range(2):
+                suspect = cli.scan(root, status=1)
+                assert (suspect["state"], suspect["deleted"]) == ("suspect", 0)
+                assert whole.items() <= cli.index(name).items()
+
+        cli.scan(root)
+        assert cli.index(name) == listing(root) == apply_feed(cli.feed(name))
 
 
 @row(37, "the same volume with another device number: nothing happens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 # Below these numbers of files nothing is doubted: small folders are emptied and rewritten every day.
@@ -35,6 +36,11 @@ def mixed_root(seen: set[str]) -> str | None:
     if len(seen) < 2:
         return None
     return f"the root was not the same folder all the time ({' and '.join(sorted(seen))})"
+
+
+def doubt_mount(path: bytes) -> str:
+    """Why deletions below the root are not believed where a mount came, went or changed, in words."""
+    return f"{os.fsdecode(path)!r} is on another file system than before, and nothing of what was known there is there"
 
 
 def doubt(deleted: int, known: int, limit_percent: int) -> str | None:
