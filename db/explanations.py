@@ -20,7 +20,7 @@ READ_RULES = "read rules"
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What every scan from `since` to the last noted about a path, or about a directory above it."""
+    """What the last scan noted about a path or a directory above it; every scan from `since` on noted something."""
 
     path: bytes
     operation: str
@@ -76,8 +76,9 @@ def _trouble_at(connection: Connection, tenant_id: int, path: bytes, rule_files:
         .order_by(s.fence.desc())
     )
     found: Any = None
+    since = 0
     for fence, row in zip(fences, connection.execute(query), strict=False):
         if row.fence != fence:
             break
-        found = row
-    return None if found is None else Trouble(found.path, found.operation, found.error, int(found.fence))
+        found, since = found or row, row.fence
+    return None if found is None else Trouble(found.path, found.operation, found.error, int(since))

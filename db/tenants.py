@@ -97,6 +97,7 @@ def add(connection: Connection, *, name: str, root: bytes, tier: str, interval_s
     """
     check_name(name)
     policy = _checked(tier=tier, interval_s=interval_s, algorithm=algorithm, **policy)
+    _require_large_size(policy.get("large_file", "full"), policy.get("large_file_bytes"))
     _refuse_overlap(connection, root)
     if by_name(connection, name) is not None:
         raise UsageError(f"tenant {name!r} exists already; choose another name")
@@ -124,6 +125,11 @@ def _checked(**values: Any) -> dict[str, Any]:
     if "ignore" in values:
         values["ignore"] = json.dumps(_patterns(values["ignore"]))
     return values
+
+
+def _require_large_size(policy: str, size: int | None) -> None:
+    if policy != "full" and size is None:
+        raise UsageError(f"--large-file {policy} needs --large-file-bytes: from which size is a file large?")
 
 
 def _patterns(given: Sequence[str]) -> list[str]:
@@ -201,6 +207,9 @@ def change(connection: Connection, tenant_id: int, **values: Any) -> None:
     large_file_bytes, deletion_limit, enabled, next_scan_at. Raises UsageError for a bad value.
     """
     values = _checked(**values)
+    if "large_file" in values and values.get("large_file_bytes") is None:
+        known = connection.execute(select(tenants.c.large_file_bytes).where(tenants.c.id == tenant_id)).scalar()
+        _require_large_size(values["large_file"], known)
     connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(**values))
 
 

@@ -33,6 +33,10 @@ def explain(connection: Connection, tenant: Tenant, path: bytes) -> dict[str, An
         root = os.fsdecode(tenant.root)
         return _told(tenant, path, "outside", f"it is not under the tenant's root, {root!r}, and is never looked at")
     status, sentence = _status(connection, tenant, relative)
+    try:
+        Tree(tenant.root).close()
+    except Unreadable as error:
+        return _told(tenant, relative, "unknown", f"from here the root could not be opened: {error.error}; {sentence}")
     return _told(tenant, relative, status, sentence)
 
 
@@ -60,7 +64,8 @@ def _status(connection: Connection, tenant: Tenant, path: bytes) -> tuple[str, s
     if trouble is not None and trouble.operation == "skip":
         return "skipped", f"{_at(trouble.path, path)}{trouble.error}"
     if trouble is not None:
-        known = "what is recorded stays as it was" if row is not None or itself is not None else "nothing is recorded"
+        ever = itself is not None or (row is not None and (row["digest"] is not None or row["target"] is not None))
+        known = "what is recorded stays as it was" if ever else "nothing is recorded"
         where = _at(trouble.path, path)
         return "unknown", (
             f"{where}could not {trouble.operation} since scan number {trouble.since}: {trouble.error}; {known}"
@@ -135,11 +140,16 @@ def _settled(row: RowMapping, profile: Profile) -> tuple[str, str]:
     elif row["hashed"] is None:
         hashed = f"hashed in scan number {row['changed']}, which added it"
     else:
-        hashed = f"hashed last in scan number {row['hashed']} because of: {row['hashed_because']}"
+        hashed = f"hashed last in scan number {row['hashed']} because of: {_because(row['hashed_because'])}"
     sentence = f"changed last in scan number {row['changed']}; {hashed}; since then equal by {', '.join(fields)}"
     if profile.cannot_see is not None:
         sentence += f"; {profile.cannot_see}"
     return "unchanged", sentence
+
+
+def _because(moved: str) -> str:
+    """The fields of stat that moved; in place of a reason to look again, what that means."""
+    return ", ".join(_UNSETTLED[Unsettled(one)] if one in set(Unsettled) else one for one in moved.split(", "))
 
 
 def _directory(row: RowMapping) -> tuple[str, str]:

@@ -30,6 +30,8 @@ def checked_root(path: bytes, settings: Settings) -> bytes:
         raise UsageError(
             f"root {shown} cannot be read: {explain(error)}; see that it may be listed and entered"
         ) from error
+    if real == os.path.realpath(os.fsencode(settings.state_dir)):
+        raise UsageError(f"root {shown} is our own state folder; give another, or another --state")
     if real == b"/":
         raise UsageError("root '/' is the whole machine; give a folder below it")
     _require_allowed(real, shown, settings)

@@ -338,17 +338,18 @@ class Pipeline:
               now_ns: int) -> bool:  # fmt: skip
         """Hash one file into the batch; False where it must be looked at again."""
         hashed = self._hasher.hash(opened.fd, entry, now_ns)
-        if hashed.digest is not None and hashed.entry is not None:
+        if hashed.digest is not None and hashed.entry is not None and hashed.read:
             self._hashed_files += 1
             self._hashed_bytes += hashed.entry.size
-        elif before is None or before.digest is None:
+        elif hashed.digest is None and (before is None or before.digest is None):
             self._unread.append(entry)
         return self._put(known, opened, entry, before, hashed, now_ns)
 
     def _verify(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile, now_ns: int) -> bool:
         """Hash a file that is equal by its stat; only what is not as recorded is written."""
         hashed = self._hasher.hash(opened.fd, entry, now_ns)
-        self.write.count(verified_files=1, hashed_files=1, hashed_bytes=entry.size)
+        if hashed.read:
+            self.write.count(verified_files=1, hashed_files=1, hashed_bytes=entry.size)
         if hashed.entry == entry and hashed.digest == before.digest:
             return True
         self.write.count(silent_changes=int(hashed.entry == entry and hashed.digest is not None))

@@ -104,6 +104,9 @@ def test_unknown_words_are_refused(cli: Command, root: Path) -> None:
     refused(cli.run("tenant", "show", "nobody"), "nobody", "tenant list")
     refused(cli.run("changes", "t", "--since", "rubbish"), "rubbish", "files")
     refused(cli.run("cancel", "rubbish"), "rubbish", "scans")
+    for words in (["scans", "t", "--limit"], ["tenant", "set", "t", "--large-file-bytes"]):
+        done = cli.run(*words, str(1 << 63))
+        assert done.returncode == 2 and f"Invalid value for '{words[-1]}'" in done.stderr
     refused(cli.run("enqueue", "t"), "no stack runs", "strandline up")
 
 

@@ -101,12 +101,19 @@ def test_what_could_not_be_looked_at_and_since_when(cli: Command, root: bytes) -
 
     for path in ("d", "d/in"):
         status, sentence = told(cli, path)
-        assert status == "unknown"
+        assert status == "unknown" and sentence.endswith("not a regular file; what is recorded stays as it was")
         assert f"could not read rules since scan number {second['fence']}: " in sentence
         assert "what is recorded stays as it was" in sentence
     os.unlink(root + b"/d/.strandlineignore")
+    os.symlink(b"x", root + b"/d/.strandlineignore")
+    cli.scan(root, status=1)
+    assert f"since scan number {second['fence']}: a symbolic link; what is recorded" in told(cli, "d/in")[1]
+    os.unlink(root + b"/d/.strandlineignore")
     cli.scan(root)
     assert told(cli, "d/in")[0] == "unchanged"
+    os.rename(root, root + b"-away")
+    assert told(cli, "d/in")[1].startswith("from here the root could not be opened: no such file or directory")
+    os.rename(root + b"-away", root)
 
     os.mkdir(root + b"/mounted")
     subprocess.run([b"mount", b"-t", b"tmpfs", b"none", root + b"/mounted"], check=True)
@@ -145,3 +152,17 @@ def test_for_people(cli: Command, root: bytes, tmp_path: Path) -> None:
     said = cli.run("explain", "t", "link")
     assert said.returncode == 0 and said.stdout.startswith("link: symlink\n  a symlink to")
     assert cli.run("explain", "nobody", "x").returncode == 2
+
+
+def test_control_characters_reach_no_terminal(tmp_path: Path) -> None:
+    cli = Command(tmp_path / "state")
+    build(
+        os.fsencode(tmp_path / "root"), Dir({b".strandlineignore": File(b"evil\x1b*\n"), b"evil\x1b[31m": File(b"f")})
+    )
+    assert cli.scan(tmp_path / "root")["files"] == 1
+    cli.json("tenant", "set", "root", "--ignore", "\x1b[31m")
+
+    shown = [cli.run("explain", "root", "evil\x1b[31m"), cli.run("tenant", "show", "root"), cli.run("files", "root")]
+
+    assert [(done.returncode, "\x1b" in done.stdout) for done in shown] == [(0, False)] * 3
+    assert "evil\\x1b*" in shown[0].stdout

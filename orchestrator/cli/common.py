@@ -73,7 +73,11 @@ def print_json(document: Any) -> None:
 
 def escaped(path: bytes) -> str:
     """A path for a terminal: control characters and bytes that are not UTF-8 as escapes."""
-    text = path.decode("utf-8", "backslashreplace")
+    return shown(path.decode("utf-8", "backslashreplace"))
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: control characters as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

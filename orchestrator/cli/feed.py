@@ -22,17 +22,19 @@ from orchestrator.cli.common import (
     print_json,
     refuse_unknown_state,
     settings_of,
+    shown,
     state_option,
 )
 from orchestrator.documents import change_document, file_document, scan_document
 
 PAGE = 1000
+LIMIT = click.IntRange(1, 2**31 - 1)
 FOLLOW_EVERY_S = 1.0
 
 
 @click.command()
 @click.argument("name")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=LIMIT, default=20, show_default=True, help="How many.")
 @state_option
 @json_option
 def scans(name: str, limit: int, state: str | None, as_json: bool) -> None:
@@ -60,7 +62,7 @@ def scans(name: str, limit: int, state: str | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--since", metavar="CURSOR", help="Begin after this cursor (default: at the beginning).")
 @click.option("--follow", is_flag=True, help="Wait for what comes, until Ctrl-C.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.option("--limit", type=LIMIT, help="At most so many.")
 @state_option
 @json_option
 def changes(name: str, since: str | None, follow: bool, limit: int | None, state: str | None, as_json: bool) -> None:
@@ -156,4 +158,4 @@ def explain(name: str, path: str, state: str | None, as_json: bool) -> None:
         print_json(document)
     else:
         click.echo(f"{escaped(path_bytes(path))}: {document['status']}")
-        click.echo(f"  {document['explanation']}")
+        click.echo(f"  {shown(document['explanation'])}")

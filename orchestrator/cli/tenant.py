@@ -20,11 +20,14 @@ from orchestrator.cli.common import (
     print_json,
     refuse_unknown_state,
     settings_of,
+    shown,
     state_option,
 )
 from orchestrator.documents import tenant_document
 from orchestrator.roots import checked_root, own_patterns
 from tasks.core.ignore import RulesError, RuleSet
+
+SIZE = click.IntRange(0, 2**63 - 1)
 
 
 @click.group()
@@ -46,13 +49,17 @@ def _policy(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             metavar="PATTERN",
             help="Leave out what matches, as in .gitignore; "
-            "may be given again; '' for none. Weaker than any .strandlineignore file.",
+            "may be given again; replaces those before, '' for none. Weaker than any .strandlineignore file.",
         ),
         click.option("--gitignore/--no-gitignore", default=None, help="Obey .gitignore files too."),
         click.option("--cross-mounts/--no-cross-mounts", default=None, help="Enter file systems mounted below."),
         click.option("--large-file", help=f"How large files are digested: {', '.join(LARGE_FILE)}."),
-        click.option("--large-file-bytes", type=int, metavar="N", help="From so many bytes a file is large."),
-        click.option("--deletion-limit", type=int, metavar="PERCENT", help="Past it deletions must be confirmed."),
+        click.option(
+            "--large-file-bytes", type=SIZE, metavar="N", help="From so many bytes (131072 or more) a file is large."
+        ),
+        click.option(
+            "--deletion-limit", type=int, metavar="PERCENT", help="Past it deletions must be confirmed (1 to 100)."
+        ),
     ):
         command = option(command)
     return command
@@ -62,10 +69,6 @@ def _given(policy: dict[str, Any]) -> dict[str, Any]:
     """The options that were given. Raises UsageError."""
     policy["ignore"] = list(policy["ignore"]) or None
     given = {key: value for key, value in policy.items() if value is not None}
-    if given.get("large_file", "full") != "full" and "large_file_bytes" not in given:
-        raise UsageError(
-            f"--large-file {given['large_file']} needs --large-file-bytes: from which size is a file large?"
-        )
     if "ignore" in given:
         try:
             RuleSet.parse(os.fsencode("\n".join(given["ignore"])), source=b"", base=b"")
@@ -200,7 +203,11 @@ def _change(name: str, state: str | None, **values: Any) -> dict[str, Any]:
     settings = settings_of(state)
     refuse_unknown_state(settings)
     with database(settings) as engine, writing(engine) as connection:
-        tenants.change(connection, tenants.get(connection, name).id, **values)
+        known = tenants.get(connection, name)
+        if "ignore" in values:
+            own = own_patterns(known.root, settings)
+            values["ignore"] = own + [one for one in values["ignore"] if one not in own]
+        tenants.change(connection, known.id, **values)
         return tenant_document(tenants.get(connection, name))
 
 
@@ -210,7 +217,7 @@ def _show(document: dict[str, Any], as_json: bool) -> None:
         return
     for key, value in document.items():
         if isinstance(value, list):
-            value = " ".join(value) or None
+            value = " ".join(map(repr, value)) or None
         if isinstance(value, dict):
             value = ", ".join(f"{name} {one}" for name, one in value.items())
-        click.echo(f"{key:<14}{'-' if value is None else value}")
+        click.echo(f"{key:<18}{'-' if value is None else shown(str(value))}")

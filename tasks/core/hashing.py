@@ -49,6 +49,7 @@ class Hashed(NamedTuple):
     digest: bytes | None = None
     unsettled: Unsettled | None = None
     error: str | None = None  # why it could not be read
+    read: bool = True  # False: by policy its digest covers nothing but its stat
 
 
 class Hasher:
@@ -73,7 +74,8 @@ class Hasher:
     def hash(self, directory: int, listed: Entry, now_ns: int) -> Hashed:
         """Hash the file that a listing showed, opened relative to its directory. `now_ns`: the time of that listing."""
         if self._policy.algorithm_for(listed.size) == STAT:
-            return Hashed(listed, self._new(memoryview(b"%s %d %d" % (_STAT, listed.size, listed.mtime_ns))).digest())
+            stat = b"%s %d %d" % (_STAT, listed.size, listed.mtime_ns)
+            return Hashed(listed, self._new(memoryview(stat)).digest(), read=False)
         try:
             fd = open_file(directory, listed.name)
             try:

@@ -35,7 +35,7 @@ class RuleSources:
                 blind = error.errno == errno.EACCES and not may_look(fd, name)
                 raise Unreadable(*((path, "list") if blind else (source, "read rules")), explain(error)) from error
             except RulesError as error:
-                raise Unreadable(source, "read rules", str(error)) from error
+                raise Unreadable(source, "read rules", error.problem) from error
         return rules
 
 
@@ -46,15 +46,17 @@ def _read_rules(directory: int, name: bytes) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        if name != RULE_FILE and error.errno == errno.ELOOP:
-            return None  # as git does
-        raise
+        if error.errno != errno.ELOOP:
+            raise
+        if name == RULE_FILE:
+            raise RulesError(name, "a symbolic link") from error
+        return None  # as git does
     try:
         if is_regular(fd):
             with os.fdopen(fd, "rb", closefd=False) as file:  # it reads on where one read falls short
                 return file.read(MAX_BYTES + 1)
         if name == RULE_FILE:
-            raise RulesError("not a regular file")
+            raise RulesError(name, "not a regular file")
         return None
     finally:
         os.close(fd)

@@ -19,7 +19,12 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class RulesError(ValueError):
-    """More rules than may be. The message says whose, how many of what, and the limit."""
+    """More rules than may be. The message says whose, of what, and the limit; `problem` all but whose."""
+
+    def __init__(self, source: bytes, problem: str) -> None:
+        shown = repr(source.decode("utf-8", "backslashreplace")) if source else "the tenant's patterns"
+        super().__init__(f"{shown}: {problem}")
+        self.problem = problem
 
 
 class Rule(NamedTuple):
@@ -64,7 +69,8 @@ class Size(NamedTuple):
 
 def read(text: bytes, source: bytes) -> list[Read]:
     """The rules of a file, without those that can match nothing. Raises RulesError beyond a limit."""
-    _check(source, len(text), MAX_BYTES, "bytes")
+    if len(text) > MAX_BYTES:  # how many, nobody has read
+        raise RulesError(source, f"more than the {MAX_BYTES:,} bytes that are allowed")
     rules = list(_rules(text, source))
     Size.of(rules).check(source)
     return [found for found in map(_read, rules) if found is not None]
@@ -72,8 +78,7 @@ def read(text: bytes, source: bytes) -> list[Read]:
 
 def _check(source: bytes, found: int, limit: int, what: str) -> None:
     if found > limit:
-        shown = repr(source.decode("utf-8", "backslashreplace")) if source else "the tenant's patterns"
-        raise RulesError(f"{shown}: {found:,} {what}, more than the {limit:,} that are allowed")
+        raise RulesError(source, f"{found:,} {what}, more than the {limit:,} that are allowed")
 
 
 def _rules(text: bytes, source: bytes) -> Iterator[Rule]:
