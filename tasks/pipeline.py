@@ -218,11 +218,13 @@ class Pipeline:
         mount = filesystem.filesystem_magic(fd) if self._root.is_other_mount else None
         if mount == known.mount:
             return False
-        empty = count_entries(fd, known.path) == 0 if listing is None else not (listing.files or listing.children)
-        if mount is None and empty:
-            self.write.give_up(todo)
-            self.write.error(known.path, "list", "what was mounted here is not; what is recorded below stays as it is")
-            return True
+        if mount is None:
+            seen = count_entries(fd, known.path) if listing is None else len(listing.files) + len(listing.children)
+            if not seen:
+                text = "what was mounted here is not; what is recorded below stays as it is"
+                self.write.give_up(todo)
+                self.write.error(known.path, "list", text)
+                return True
         if self._scan.confirms is not None or self._familiar(known, fd):
             self.write.mount(known, mount)
         else:

@@ -10,6 +10,7 @@ Linux only: reads /proc. Waits on pidfds, pipes and events, never by sleeping.
 """
 
 import contextlib
+import gc
 import os
 import random
 import resource
@@ -342,3 +343,9 @@ def _wait_for_end(pid: int, timeout_s: float) -> bool:
         return _has_ended(pidfd, timeout_s)
     finally:
         os.close(pidfd)
+
+
+def open_descriptors() -> int:
+    """Of this process, once garbage of earlier tests has closed its own."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))

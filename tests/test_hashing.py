@@ -20,6 +20,7 @@ from tasks.core.hashing import DROP_CACHE_BYTES, FRESH_NS, FSYNCS_PER_SHARD, TRI
 from tasks.core.policy import Policy
 from tests import trees
 from tests.children import as_nobody
+from tests.processes import open_descriptors
 
 CHUNK = 4096
 BLOCKING_S = 20
@@ -61,9 +62,9 @@ def place(tmp_path: Path):
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left():
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     yield
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def sha(content: bytes) -> bytes:

@@ -25,6 +25,7 @@ from tasks.core.policy import Policy
 from tasks.core.profile import Profile
 from tests import trees
 from tests.children import as_nobody
+from tests.processes import open_descriptors
 from tests.trees import SECOND_NS, Dir, File, Symlink, build
 
 FULL = Profile("full")
@@ -545,7 +546,7 @@ def test_an_error_half_way_through_is_unreadable_and_never_a_shorter_listing(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(listing.os, "scandir", wrapped(failing))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
 
     # when
     with pytest.raises(Unreadable) as refused:
@@ -554,7 +555,7 @@ def test_an_error_half_way_through_is_unreadable_and_never_a_shorter_listing(
     # then
     assert (refused.value.path, refused.value.operation) == (b"path", "list")
     assert refused.value.error == os.strerror(code).lower()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced by a folder", "symlink replaced by a file"])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import scenarios, trees
+from tests.processes import open_descriptors
 from tests.scenarios import SCENARIOS
 from tests.trees import Dir, File, State, Symlink, apply_feed, build, listing
 
@@ -256,9 +257,9 @@ def test_a_chain_of_3000_folders_is_listed_to_the_bottom(root: bytes) -> None:
 
 def test_the_listing_leaves_no_descriptor_open(root: bytes) -> None:
     scenarios.setup(root)
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     listing(root)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert open_descriptors() == before
 
 
 def test_many_files_are_distinct_old_and_two_levels_deep(root: bytes) -> None:

@@ -18,6 +18,7 @@ from tasks.core.profile import Profile
 from tasks.core.walk import OPEN_DIRECTORIES, Tree
 from tests import trees
 from tests.children import as_nobody, with_tmpfs_on
+from tests.processes import open_descriptors
 from tests.trees import Dir, File, Symlink, build, make_chain
 
 # The root, and the one that is opened before the oldest is closed.
@@ -39,10 +40,6 @@ def place() -> Iterator[bytes]:
 @pytest.fixture
 def root(place: bytes) -> bytes:
     return os.path.join(place, b"root")
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def inodes(root: bytes) -> dict[bytes, int]:
@@ -115,7 +112,7 @@ def test_three_thousand_levels_are_walked_with_few_descriptors(root: bytes) -> N
 
     # when
     with Tree(root) as tree:
-        most = max(open_descriptors() for path, _, _ in trees.folders(root) if tree.directory(path) >= 0)
+        most = max(len(os.listdir("/proc/self/fd")) for path, _, _ in trees.folders(root) if tree.directory(path) >= 0)
         bottom = list_directory(tree.directory(chain(3000)), b"", SEED)
 
     # then: the oracle holds one or two of its own
@@ -153,7 +150,7 @@ def test_a_deep_tree_in_any_order_stays_within_the_descriptors_that_it_may_hold(
         for path in paths:
             # then
             assert os.fstat(tree.directory(path)).st_ino == expected[path]
-            assert open_descriptors() - before <= OPEN_DIRECTORIES + FEW
+            assert len(os.listdir("/proc/self/fd")) - before <= OPEN_DIRECTORIES + FEW
     assert open_descriptors() == before
 
 
