@@ -286,6 +286,16 @@ def test_a_tenants_scans_are_listed_newest_first(engine, tenant):
         assert not scans.any_running(connection, tenant.id)
 
 
+def test_where_a_mount_came_or_went_is_found_among_the_notes(engine, tenant):
+    scan = start_scan(engine, tenant)
+    for operation, found in (("open", None), (scans.SKIP, None), (scans.MOUNT, b"m\xff")):
+        with writing(engine) as connection:
+            changes.write_errors(
+                connection, [(scan.id, scans.error_key(b"m\xff", operation), b"m\xff", operation, "x")]
+            )
+            assert scans.mount_of(connection, scan.id) == found
+
+
 def test_errors_of_a_scan_are_kept_once_each(engine, tenant):
     scan = start_scan(engine, tenant)
     lease = claimed(engine, scan)

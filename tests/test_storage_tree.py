@@ -90,6 +90,18 @@ def test_what_is_gone_keeps_the_first_fence_that_missed_it(engine):
     assert (known(engine)[b"a"]["gone"], known(engine)[b"a"]["gone_reason"]) == (5, "absent")
 
 
+def test_names_in_a_directory_say_whether_they_wait_to_be_deleted(engine):
+    write_tree(engine, new_directories=tree_rows(1, [b"a", b"b/c"]), files=[file(1, 1, b"f"), file(1, 2, b"below")])
+    write_tree(engine, gone_files=[(5, "absent", 1, 1, b"f")])
+
+    with reading(engine) as connection:
+        found = tree.names_in(connection, 1, 1, 10)
+        assert len(tree.names_in(connection, 1, 1, 1)) == 2  # a file and a directory
+        assert tree.names_in(connection, 2, 1, 10) == []
+
+    assert (found[0], set(found[1:])) == ((b"f", True), {(b"a", False), (b"b", False)})
+
+
 def test_what_is_seen_again_is_gone_no_more(engine):
     write_tree(engine, new_directories=tree_rows(1, [b"a"]), files=[file(1, 1, b"f")])
     write_tree(engine, gone_files=[(5, "absent", 1, 1, b"f")], gone_children=[(5, "absent", 1, 2)])
