@@ -22,7 +22,7 @@ IDLE_IN_TRANSACTION_TIMEOUT_S = 15
 
 
 # The driver asks each value but numbers and text how it wants to be stored, and each "no" is an exception raised and
-# dropped: an eighth of a first scan. Where a type says at once that it stays as it is, there is none.
+# dropped: a tenth of a first scan. Where a type says at once that it stays as it is, there is none.
 sqlite3.register_adapter(bytes, bytes)
 sqlite3.register_adapter(type(None), lambda none: none)
 

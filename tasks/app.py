@@ -128,7 +128,7 @@ def nudge(app: Celery) -> None:
 def _child_started(**_: object) -> None:
     from celery import current_app
 
-    # What is loaded by now stays: looking through it for garbage cost a first scan a twentieth of its time.
+    # What is loaded by now stays: looking through it for garbage cost a first scan three hundredths of its time.
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
     runtime = getattr(current_app, "runtime", None)
