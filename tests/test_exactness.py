@@ -142,6 +142,10 @@ def test_all_29_scenarios_give_the_right_index_after_one_scan(
     assert each_change_once(feed)
     assert apply_feed(feed) == cli.index(name) == apply_feed(news, before)
     assert {change["fence"] for change in news} == {second["fence"]}
+    if wrong:
+        verified = cli.scan(root, "--tenant", name, "--verify")
+        assert verified["silent_changes"] > 0
+        assert cli.index(name) == after == apply_feed(cli.feed(name)), "what stat hides verification finds"
 
 
 def test_the_feed_follows_the_index_through_many_scans(cli: Command, tmp_path: Path) -> None:
