@@ -7,7 +7,9 @@ few fixed examples, `make test-large` many new ones; STATEFUL_EXAMPLES says how 
 """
 
 import os
+import shutil
 import stat
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ from db.engine import connect
 from tasks import settings as all_settings
 from tasks.app import App, make_app
 from tasks.core import guard
-from tests import scenarios, shadow, trees
+from tests import needs, scenarios, shadow, trees
 from tests.command import each_change_once, tmpfs_folder
 from tests.in_process import InProcess
 from tests.shadow import Seen
@@ -103,6 +105,7 @@ class Tide(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "folder"):
             self.strandline.close()
+            self._unmount()
             trees.remove(os.fsencode(self.folder))
 
     # What is there
@@ -219,7 +222,7 @@ class Tide(RuleBasedStateMachine):
             outside = os.fsencode(self.folder / "outside")
             files: dict[bytes, Any] = {b"%d" % number: File(b"old %d" % number) for number in range(3)}
             trees.build(outside, Dir({**files, b"b": Dir({b"a": File(content)})}), age_s=10**8)
-            os.rename(outside, path)
+            shutil.move(os.fsdecode(outside), os.fsdecode(path))  # with its times, to another volume too
 
     def grow_or_shrink(self, pick: int, other: int, name: bytes, content: bytes) -> None:
         """A folder of so many files; from 16 entries on it is huge."""
@@ -270,6 +273,20 @@ class Tide(RuleBasedStateMachine):
             if os.lstat(path).st_mode & 0o5 != 0o5:
                 os.chmod(path, 0o755)
 
+    @precondition(lambda self: needs.missing("mount") is None)
+    @rule()
+    def mount_another_volume_or_unmount(self) -> None:
+        """A real one, over the root."""
+        if not self._unmount():
+            subprocess.run([b"mount", b"-t", b"tmpfs", b"-o", b"mode=755", b"none", self.root], check=True)
+
+    def _unmount(self) -> bool:
+        mounted = os.path.ismount(self.root)
+        if mounted:
+            subprocess.run([b"umount", self.root], check=True)
+        return mounted
+
+    @precondition(lambda self: not os.path.ismount(self.root))
     @rule()
     def put_another_root_there_or_back(self) -> None:
         """As an unmounted volume, whose mount point is another, empty folder."""
