@@ -1,6 +1,8 @@
-"""The catalogue of inputs: what a file tree may do, and which tests show what Strandline does then.
+"""The catalogue: what a file tree may do and what may break, and which tests show what Strandline does then.
 
-A test says which row it shows by `@pytest.mark.row(number, "what it asserts")`; `python -m tests.catalogue` prints all.
+A test says what it shows by `@pytest.mark.row(number, "what it asserts")` for an input, and by
+`@pytest.mark.fault(number, "how it is injected")` for a fault, after which the test
+checks the invariants (tests/invariants.py). `python -m tests.catalogue` prints all.
 """
 
 import ast
@@ -53,6 +55,33 @@ ROWS = {
     42: "disk full, read-only or over quota under the state folder or the database",
 }
 
+FAULTS = {
+    1: "kill -9 of a child in a shard; of the whole worker; between commit and ack",
+    2: "a child killed for memory by the kernel",
+    3: "TERM, then TERM again; TERM while 100 GB are hashed",
+    4: "a worker stopped for three times its lease, then continued",
+    5: "Redis restarted empty; FLUSHALL; killed and back after 30 s",
+    6: "Redis read-only; out of memory; started with an evicting policy",
+    7: "Redis accepts and never answers",
+    8: "a message twice, at once and later; lost; late, after the scan ended; forged",
+    9: "a message delivered again while its first delivery still runs",
+    10: "PostgreSQL restarted in mid-transaction; all connections killed",
+    11: "a deadlock, a serialization failure, a statement timeout",
+    12: "the database's disk full; its connection limit reached; a half-open connection",
+    13: "SQLite busy for 10 s; killed while it writes",
+    14: "beat dead for 10 intervals; two beats; ten ticks at once",
+    15: "a worker's clock an hour ahead or behind",
+    16: "the root unmounted, before and during; another volume there; a FUSE dead, hung, slow",
+    17: "a file whose reading kills or hangs the worker",
+    18: "a tenant removed, its root changed, paused, in mid-scan",
+    19: "two scans of one tenant forced to overlap",
+    20: "a worker cut off from the database only; from Redis only",
+    21: "old and new code side by side",
+    22: "no descriptors left, no processes left",
+    23: "the database restored from an older dump",
+    24: "10,000 tenants with all roots gone",
+}
+
 
 class Shown(NamedTuple):
     row: int
@@ -60,31 +89,30 @@ class Shown(NamedTuple):
     asserted: str
 
 
-def shown() -> Iterator[Shown]:
-    """Every marker of every test here, as it is written; nothing is imported for that."""
+def shown(marker: str = "row") -> Iterator[Shown]:
+    """Every marker of that name of every test here, as it is written; nothing is imported for that."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                for marker in map(_marker, node.decorator_list):
-                    if marker is not None:
-                        yield Shown(*marker[:1], f"{path.name}::{node.name}", *marker[1:])
+                for decorator in node.decorator_list:
+                    if (found := _marked(decorator, marker)) is not None:
+                        yield Shown(found[0], f"{path.name}::{node.name}", found[1])
 
 
-def _marker(decorator: ast.expr) -> tuple[int, str] | None:
-    if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) in ("row", "pytest.mark.row"):
+def _marked(decorator: ast.expr, marker: str) -> tuple[int, str] | None:
+    if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) in (marker, f"pytest.mark.{marker}"):
         number, asserted = (ast.literal_eval(argument) for argument in decorator.args)
         return number, asserted
     return None
 
 
 def main() -> None:
-    tests: dict[int, list[Shown]] = {}
-    for one in shown():
-        tests.setdefault(one.row, []).append(one)
-    for number, words in ROWS.items():
-        print(f"\n{number}. {words}")
-        for one in tests.get(number, []):
-            print(f"   {one.test}\n      {one.asserted}")
+    for title, rows, marker in (("Inputs", ROWS, "row"), ("Faults", FAULTS, "fault")):
+        print(f"\n{title}")
+        for number, words in rows.items():
+            print(f"\n{number}. {words}")
+            for one in (one for one in shown(marker) if one.row == number):
+                print(f"   {one.test}\n      {one.asserted}")
 
 
 if __name__ == "__main__":

@@ -3,46 +3,22 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests import scenarios
-from tests.command import STRANDLINE, Command, each_change_once
-from tests.processes import Running, start
-from tests.servers import PostgresServer, RedisServer
+from tests.cluster import Cluster, running
+from tests.command import each_change_once
+from tests.servers import PostgresServer
 from tests.trees import Dir, File, apply_feed, build, listing
 from tests.waiting import wait_until
 
 
-class Cluster(Command):
-    """`strandline …` beside processes of its own; no state folder."""
-
-    processes: dict[str, Running]
-
-    def argv(self, *words: str | bytes) -> list[str | bytes]:
-        return [STRANDLINE, *words]
-
-
 @pytest.fixture
 def cluster(postgres_url: str, own_redis, tmp_path: Path) -> Iterator[Cluster]:
-    with ExitStack() as stack:
-        broker: RedisServer = stack.enter_context(own_redis())
-        env = {
-            "STRANDLINE_DATABASE_URL": postgres_url, "STRANDLINE_REDIS_URL": broker.url,
-            "STRANDLINE_STATE_DIR": str(tmp_path / "never made"), "STRANDLINE_TICK_S": "0.5",
-        }  # fmt: skip
-        cluster = Cluster(tmp_path / "unused", env)
-        done = cluster.run("migrate")
-        assert done.returncode == 0, done.stderr
-        cluster.processes = {
-            name: stack.enter_context(start([STRANDLINE, *words], env={**os.environ, **env}))
-            for name, words in {"worker": ["worker", "--workers", "2"], "beat": ["beat"]}.items()
-        }
-        assert cluster.processes["worker"].stderr.wait_for(b"ready", 30)
+    with own_redis() as broker, running(tmp_path, postgres_url, broker.url) as cluster:
         yield cluster
-        assert not (tmp_path / "never made").exists()
 
 
 @pytest.mark.row(1, "the 29 scenarios on PostgreSQL")

@@ -1,0 +1,54 @@
+"""The processes that containers run, for tests: a worker and beat on a database and a Redis that are given."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.command import STRANDLINE, Command
+from tests.processes import Running, start
+
+
+class Cluster(Command):
+    """`strandline …` beside processes of its own; no state folder.
+
+    with tests.cluster.running(tmp_path, database_url, redis_url, STRANDLINE_LEASE_S="2") as cluster:
+        cluster.processes["worker"].send(signal.SIGKILL)
+    """
+
+    processes: dict[str, Running]
+
+    def argv(self, *words: str | bytes) -> list[str | bytes]:
+        return [STRANDLINE, *words]
+
+    def begin(self, name: str, *words: str) -> Running:
+        """Start a process of the cluster, to be found by that name; whoever calls it ends it."""
+        self.processes[name] = start([STRANDLINE, *words], env={**os.environ, **self.env})
+        return self.processes[name]
+
+
+@contextlib.contextmanager
+def running(folder: Path, database_url: str, redis_url: str, *, workers: int = 1, children: int = 2,
+            beats: int = 1, **settings: str) -> Iterator[Cluster]:  # fmt: skip
+    """A migrated database, workers (worker, worker2, …) that are ready, and beats (beat, …)."""
+    never = folder / "never made"
+    env = {
+        "STRANDLINE_DATABASE_URL": database_url, "STRANDLINE_REDIS_URL": redis_url,
+        "STRANDLINE_STATE_DIR": str(never), "STRANDLINE_TICK_S": "0.5",
+    }  # fmt: skip
+    cluster = Cluster(folder / "unused", env | settings)
+    cluster.processes = {}
+    done = cluster.run("migrate")
+    assert done.returncode == 0, done.stderr
+    try:
+        for number in range(workers):
+            cluster.begin(f"worker{number + 1 if number else ''}", "worker", "--workers", str(children))
+        for number in range(beats):
+            cluster.begin(f"beat{number + 1 if number else ''}", "beat")
+        for name, process in cluster.processes.items():
+            assert not name.startswith("worker") or process.stderr.wait_for(b"ready", 30), process.stderr.content
+        yield cluster
+    finally:
+        for process in cluster.processes.values():
+            process.close()
+    assert not never.exists()

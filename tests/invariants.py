@@ -1,0 +1,128 @@
+"""What holds after every fault, once it is over and one quiet scan has run: read from the database itself.
+
+The numbers are those of the catalogue of faults. Two of its nine are not to be seen in the database: that memory,
+descriptors and connections are back (`Held`), and that other tenants were served meanwhile: a test shows that by itself.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from db import changes, tenants, tree
+from db.engine import reading
+from orchestrator.documents import change_document, file_document
+from tests import trees
+
+EVERYTHING = 10**7
+
+
+def check(engine: Engine, roots: dict[str, bytes], removed: Iterable[bytes] = ()) -> None:
+    """All that can be seen in the database, of these tenants. `removed`: what was really deleted or moved away."""
+    with reading(engine) as connection:
+        for name, root in roots.items():
+            tenant = tenants.by_name(connection, name)
+            assert tenant is not None, f"{name} is no tenant any more"
+            _check_feed(connection, tenant.id, root, set(removed))
+            _check_scans(connection, tenant.id)
+        _check_shards(connection)
+        _check_strangers(connection)
+
+
+def _check_feed(connection: Connection, tenant_id: int, root: bytes, removed: set[bytes]) -> None:
+    listed = trees.listing(root)
+    index = trees.index([file_document(one) for one in tree.index_page(connection, tenant_id, limit=EVERYTHING)])
+    feed = [change_document(one) for one in changes.after(connection, tenant_id, None, EVERYTHING)]
+    assert index == listed, f"(1) the index is not what is there: {_difference(index, listed)}"
+    gone = {trees.exact(one, "path") for one in feed if one["kind"] == "deleted"}
+    gone |= {trees.exact(one, "old_path") for one in feed if one["kind"] == "moved"}
+    assert gone <= removed, f"(2) deleted, but never gone: {sorted(gone - removed)[:5]}"
+    told = [(one["fence"], trees.exact(one, "path")) for one in feed]
+    assert len(told) == len(set(told)), "(9) a change is told twice"
+    applied = trees.apply_feed(feed)
+    assert applied == listed, f"(9) the feed does not give the index: {_difference(applied, listed)}"
+
+
+def _difference(found: trees.State, expected: trees.State) -> list[Any]:
+    return sorted(dict(found.items() ^ expected.items()))[:5]
+
+
+def _check_scans(connection: Connection, tenant_id: int) -> None:
+    rows = connection.execute(
+        text("SELECT fence, state, started_at, finished_at FROM scans WHERE tenant_id = :t AND fence IS NOT NULL "
+             "ORDER BY fence"), {"t": tenant_id},
+    ).all()  # fmt: skip
+    watermark = connection.execute(text("SELECT watermark_fence FROM tenants WHERE id = :t"), {"t": tenant_id}).scalar()
+    complete = [row.fence for row in rows if row.state in ("succeeded", "partial")]
+    assert watermark is None or watermark in complete, f"(3) the watermark {watermark} is of no complete scan"
+    assert [row.state for row in rows if row.finished_at is None] == [], "a scan still runs"
+    for earlier, later in itertools.pairwise(rows):
+        assert earlier.finished_at <= later.started_at, f"(4) scans {earlier.fence} and {later.fence} overlapped"
+
+
+def _check_shards(connection: Connection) -> None:
+    query = "SELECT number, state, attempt FROM shards WHERE state NOT IN ('done', 'quarantined', 'dropped')"
+    assert connection.execute(text(query)).all() == [], "(5) a shard has not ended"
+    held = "SELECT count(*) FROM shards WHERE token IS NOT NULL OR lease_until IS NOT NULL OR sent_until IS NOT NULL"
+    assert connection.execute(text(held)).scalar() == 0, "(5) a shard that ended is held or under way"
+
+
+# A row whose tenant is not the one of what it belongs to.
+_STRANGERS = {
+    "files": "SELECT count(*) FROM files f LEFT JOIN directories d ON d.tenant_id = f.tenant_id "
+    "AND d.id = f.directory_id WHERE d.id IS NULL",
+    "directories": "SELECT count(*) FROM directories c LEFT JOIN directories p ON p.tenant_id = c.tenant_id "
+    "AND p.id = c.parent_id WHERE c.parent_id IS NOT NULL AND p.id IS NULL",
+    "ranges": "SELECT count(*) FROM directory_ranges r LEFT JOIN directories d ON d.tenant_id = r.tenant_id "
+    "AND d.id = r.directory_id WHERE d.id IS NULL",
+    "roots": "SELECT count(*) FROM directories d LEFT JOIN tenants t ON t.id = d.tenant_id WHERE t.id IS NULL",
+    "changes": "SELECT count(*) FROM changes c LEFT JOIN scans s ON s.tenant_id = c.tenant_id "
+    "AND s.fence = c.fence WHERE s.id IS NULL",
+    "shards": "SELECT count(*) FROM shards h JOIN scans s ON s.id = h.scan_id WHERE s.tenant_id <> h.tenant_id",
+}
+
+
+def _check_strangers(connection: Connection) -> None:
+    found = {what: connection.execute(text(query)).scalar() for what, query in _STRANGERS.items()}
+    assert found == dict.fromkeys(_STRANGERS, 0), f"(6) rows of another tenant, or of none: {found}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """(7) What processes hold of the machine: descriptors, threads, and memory that is their own."""
+
+    descriptors: int
+    threads: int
+    processes: int
+    memory_bytes: int
+
+    @classmethod
+    def by(cls, pids: Iterable[int]) -> "Held":
+        """By these processes together; one that ended meanwhile holds nothing."""
+        found = [one for one in map(_held, pids) if one is not None]
+        return cls(*(sum(column) for column in zip(*found, strict=True))) if found else cls(0, 0, 0, 0)
+
+    def no_more_than(
+        self, before: "Held", *, descriptors: int = 4, threads: int = 0, memory_bytes: int = 32 << 20
+    ) -> bool:
+        """Is it back where it was, but for a pooled connection or two and what an allocator keeps?"""
+        return (
+            self.descriptors <= before.descriptors + descriptors
+            and self.threads <= before.threads + threads
+            and self.processes <= before.processes
+            and self.memory_bytes <= before.memory_bytes + memory_bytes
+        )
+
+
+def _held(pid: int) -> tuple[int, int, int, int] | None:
+    folder = Path("/proc", str(pid))
+    try:
+        private = [line.split()[1] for line in (folder / "smaps_rollup").read_text().splitlines()
+                   if line.startswith(("Private_Clean", "Private_Dirty"))]  # fmt: skip
+        return (len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir())), 1,
+                1024 * sum(map(int, private)))  # fmt: skip
+    except (FileNotFoundError, ProcessLookupError):
+        return None
