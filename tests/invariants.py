@@ -1,7 +1,7 @@
 """What holds after every fault, once it is over and one quiet scan has run: read from the database itself.
 
 The numbers are those of the catalogue of faults. Two of its nine are not to be seen in the database: that memory,
-descriptors and connections are back (`Held`), and that other tenants were served meanwhile: a test shows that by itself.
+descriptors and connections are back (`Held`), and that other tenants were served meanwhile: a test shows that itself.
 """
 
 import itertools
