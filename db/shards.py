@@ -35,6 +35,9 @@ class Lease:
     frontier: str
     attempt: int
     deaths: int
+    suspect: bytes | None
+    suspect_deaths: int
+    error: str | None
     queue: str
     token: str
 
@@ -84,9 +87,9 @@ def claim(connection: Connection, scan_id: str, number: int, lease_s: float) -> 
         .where(s.scan_id == scan_id, s.number == number, s.not_before <= clock())
         .where(or_(s.state == ShardState.READY, expired))
         .values(
+            **_counting_death(),
             state=ShardState.LEASED,
             attempt=s.attempt + 1,
-            deaths=s.deaths + case((s.state == ShardState.LEASED, 1), else_=0),
             token=str(uuid.uuid4()),
             lease_until=clock(lease_s),
             sent_until=None,
@@ -95,6 +98,20 @@ def claim(connection: Connection, scan_id: str, number: int, lease_s: float) -> 
     )
     row: RowMapping | None = connection.execute(query).mappings().first()
     return None if row is None else Lease(**row)
+
+
+def _counting_death() -> dict[str, Any]:
+    """What is noted where a shard is taken from a dead holder: its death, and the entry that it had named."""
+    s = shards.c
+    died = s.state == ShardState.LEASED
+    named = and_(died, s.entry.is_not(None))
+    again = case((s.suspect == s.entry, s.suspect_deaths + 1), else_=1)
+    return {
+        "deaths": s.deaths + case((died, 1), else_=0),
+        "suspect_deaths": case((named, again), else_=s.suspect_deaths),
+        "suspect": case((named, s.entry), else_=s.suspect),
+        "entry": None,
+    }
 
 
 def _held(lease: Lease) -> ColumnElement[bool]:
@@ -108,10 +125,12 @@ def _held(lease: Lease) -> ColumnElement[bool]:
     )
 
 
-def flush(connection: Connection, lease: Lease, lease_s: float, reserve: int = 0, **counted: int) -> int:
+def flush(connection: Connection, lease: Lease, lease_s: float, reserve: int = 0, *, settles: bool = False,
+          **counted: int) -> int:  # fmt: skip
     """The first statement of every flush: extends the lease, reserves `reserve` numbers for changes, adds to counters.
 
-    Returns the first reserved number. Raises LeaseLost, and then the transaction must be rolled back.
+    `settles`: the flush brings the work on, so that earlier deaths are forgotten. Returns the first reserved number.
+    Raises LeaseLost, and then the transaction must be rolled back.
     """
     s = shards.c
     query = (
@@ -120,19 +139,53 @@ def flush(connection: Connection, lease: Lease, lease_s: float, reserve: int = 0
         .values(
             lease_until=clock(lease_s),
             sequence=s.sequence + reserve,
+            **({"deaths": 0} if settles else {}),
             **{name: s[name] + value for name, value in counted.items()},
         )
         .returning(s.sequence)
     )
     sequence = connection.execute(query).scalar()
     if sequence is None:
-        raise LeaseLost(f"shard {lease.number} of scan {lease.scan_id} is no longer held by this process")
+        raise _lost(lease)
     return lease.number * NUMBERS_PER_SHARD + int(sequence) - reserve
 
 
 def renew(connection: Connection, lease: Lease, lease_s: float) -> None:
     """Extend the lease while progress is made. Raises LeaseLost."""
     flush(connection, lease, lease_s)
+
+
+def _write(connection: Connection, lease: Lease, **values: Any) -> None:
+    """Change a shard that is held. Raises LeaseLost, and then the transaction must be rolled back."""
+    if connection.execute(update(shards).where(_held(lease)).values(values)).rowcount != 1:
+        raise _lost(lease)
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"shard {lease.number} of scan {lease.scan_id} is no longer held by this process")
+
+
+def name(connection: Connection, lease: Lease, entry: bytes) -> None:
+    """Say which path is about to be touched, in case that ends this process. Raises LeaseLost."""
+    _write(connection, lease, entry=entry, error=None)
+
+
+def clear(connection: Connection, lease: Lease) -> None:
+    """What was suspected is in quarantine now: deaths are counted anew. Raises LeaseLost."""
+    _write(connection, lease, deaths=0, suspect=None, suspect_deaths=0, error=None)
+
+
+def quarantine(connection: Connection, lease: Lease, error: str) -> None:
+    """Leased → quarantined: whoever holds it dies. The caller holds the scan's lock. Raises LeaseLost."""
+    _write(connection, lease, state=ShardState.QUARANTINED, token=None, lease_until=None, sent_until=None, error=error)
+
+
+def abandon(connection: Connection, lease: Lease, entry: bytes | None, error: str) -> None:
+    """End the lease now, as by a death that can be told of: whoever takes over counts it, against `entry`. Nothing
+    happens where it is no longer held.
+    """
+    values = {"lease_until": clock(-1.0), "entry": entry, "error": error}
+    connection.execute(update(shards).where(_held(lease)).values(values))
 
 
 def release(connection: Connection, lease: Lease, *, delay_s: float = 0.0, error: str | None = None) -> None:
@@ -153,8 +206,7 @@ def release_all(connection: Connection) -> int:
     query = update(shards).where(s.state.in_((ShardState.LEASED, ShardState.READY)))
     return connection.execute(
         query.values(
-            deaths=s.deaths + case((s.state == ShardState.LEASED, 1), else_=0),
-            state=ShardState.READY, token=None, lease_until=None, sent_until=None,
+            **_counting_death(), state=ShardState.READY, token=None, lease_until=None, sent_until=None,
         )
     ).rowcount  # fmt: skip
 
@@ -162,17 +214,12 @@ def release_all(connection: Connection) -> int:
 def complete(connection: Connection, lease: Lease, *, peak_memory_bytes: int, place: str | None = None,
              directories_unchanged: int = 0, other: int = 0) -> None:  # fmt: skip
     """Leased → done. The caller holds the scan's lock. Raises LeaseLost."""
-    query = (
-        update(shards)
-        .where(_held(lease))
-        .values(state=ShardState.DONE, token=None, lease_until=None, sent_until=None, error=None,
-                directories_unchanged=directories_unchanged, other=other, place=place,
-                peak_memory_bytes=func.max(shards.c.peak_memory_bytes, peak_memory_bytes)
-                if connection.dialect.name == "sqlite"
-                else func.greatest(shards.c.peak_memory_bytes, peak_memory_bytes))
+    highest = func.max if connection.dialect.name == "sqlite" else func.greatest
+    _write(
+        connection, lease, state=ShardState.DONE, token=None, lease_until=None, sent_until=None, entry=None, error=None,
+        directories_unchanged=directories_unchanged, other=other, place=place,
+        peak_memory_bytes=highest(shards.c.peak_memory_bytes, peak_memory_bytes),
     )  # fmt: skip
-    if connection.execute(query).rowcount != 1:
-        raise LeaseLost(f"shard {lease.number} of scan {lease.scan_id} is no longer held by this process")
 
 
 def ready_finish(connection: Connection, scan_id: str) -> bool:

@@ -160,7 +160,9 @@ shards = Table(
     Column("not_before", Instant, nullable=False),
     _count("sequence"),  # last number given to a change of this shard
     Column("entry", LargeBinary),  # careful mode: the path about to be touched
-    Column("error", Text),  # of the last failed attempt
+    Column("suspect", LargeBinary),  # the path that was named when it died last …
+    Column("suspect_deaths", Integer, nullable=False, server_default=text("0")),  # … and how often in a row
+    Column("error", Text),  # of the last failed attempt; none where it died without a word
     Column("place", Text),  # which folder the root was to it: file system and inode
     _count("directories_unchanged"),
     _count("hashed_files"),
@@ -292,6 +294,19 @@ scan_errors = Table(
     Column("path", LargeBinary, nullable=False),
     Column("operation", String(32), nullable=False),
     Column("error", Text, nullable=False),
+)
+
+# An entry of a tenant's tree that is not touched any more, since whoever did so died.
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("tenant_id", BigInteger, ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    Column("path_hash", LargeBinary, primary_key=True),  # a long path fits no index
+    Column("path", LargeBinary, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("fence", BigInteger, nullable=False),  # of the scan that died of it
+    Column("since", Instant, nullable=False),
+    Column("until", Instant),  # then it is tried again; none: not before somebody releases it
 )
 
 # Scratch of finish: the directories that are gone, with all below them.

@@ -101,7 +101,7 @@ class Deletions:
         while True:
             with reading(self._holder.engine) as connection:
                 page = losses.candidates(connection, self._scan, after, BATCH)
-            self._holder.progress()  # where nothing pairs, no flush does
+            self._holder.check()  # where nothing pairs, no flush does
             yield from (Candidate._make(row) for row in page)
             if len(page) < BATCH:
                 return

@@ -14,11 +14,13 @@ from db.scans import Scan
 from db.tenants import Tenant
 from db.types import HASHES, LeaseLost, ScanState
 from tasks.app import Runtime, nudge
+from tasks.careful import when_stalled
 from tasks.core import filesystem
 from tasks.core.guard import Place, doubt_mount, doubt_root, mixed_root
 from tasks.core.profile import place_of
 from tasks.core.walk import Tree
 from tasks.deletions import Deletions
+from tasks.keeper import Keeper
 from tasks.lease import Holder
 from tasks.scan_shard import peak_memory_bytes
 from tasks.trouble import database_failed
@@ -39,11 +41,11 @@ def finish(scan_id: str) -> None:
         tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
     if lease is None or scan is None or tenant is None:
         return
-    holder = Holder(runtime.engine, lease, runtime.settings.lease_s, runtime.clock_s)
+    holder = Holder(runtime.engine, lease, runtime.settings.lease_s)
     try:
-        place, is_mount = _look_again(tenant)
-        _settle(holder, scan, tenant, place, is_mount)
-        _publish(runtime, holder, tenant, place)
+        with Keeper(holder, runtime.settings.stall_s, when_stalled(runtime, holder)):
+            place = _settle(holder, scan, tenant)
+            _publish(runtime, holder, tenant, place)
     except LeaseLost as error:
         log.warning("tenant %s: %s", tenant.name, error)
         return
@@ -52,27 +54,31 @@ def finish(scan_id: str) -> None:
     nudge(current_app)
 
 
-def _look_again(tenant: Tenant) -> tuple[Place | None, bool]:
+def _look_again(holder: Holder, tenant: Tenant) -> tuple[Place | None, bool]:
     """Which folder the root is now that all is listed, and whether a volume is mounted on it; no place: it cannot be
     opened.
     """
+    holder.at = b""
     try:
         with Tree(tenant.root) as root:
             return place_of(root), root.is_mount
     except filesystem.Unreadable:
         return None, False
+    finally:
+        holder.at = None
 
 
-def _settle(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_mount: bool) -> None:
-    """Judge what is gone, once, and do as the stored verdict says."""
+def _settle(holder: Holder, scan: Scan, tenant: Tenant) -> Place | None:
+    """Judge what is gone, once, and do as the stored verdict says. Which folder the root is, if that was looked at."""
     deletions = Deletions(holder, scan)
-    verdict = scan.verdict
-    if verdict is None and scan.ending is None and holder.lease.attempt > ATTEMPTS:
+    verdict, place = scan.verdict, None
+    if verdict is None and holder.lease.attempt > ATTEMPTS:
         verdict = "keep"
         with holder.flush() as (connection, _):
             sentence = f"its end was begun {ATTEMPTS} times and never came; nothing was deleted"
             scans.decide_ending(connection, scan.id, ScanState.FAILED, sentence)
     elif verdict is None:
+        place, is_mount = _look_again(holder, tenant)
         verdict, doubt = _judge(holder, scan, tenant, place, is_mount, deletions)
         with holder.flush() as (connection, _):
             scans.store_verdict(connection, scan.id, verdict, doubt)
@@ -80,13 +86,12 @@ def _settle(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_
         deletions.carry_out()
     else:
         deletions.forget()
+    return place
 
 
 def _judge(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_mount: bool,
            deletions: Deletions) -> tuple[str, str | None]:  # fmt: skip
     """The verdict on what is gone (delete | keep), and the doubt that made it so."""
-    if scan.ending is not None:
-        return "keep", None
     deletions.note()
     if scan.confirms is not None:  # a person has looked
         return "delete", None

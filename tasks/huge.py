@@ -81,9 +81,7 @@ class Huge:
         while True:
             known = todo.known
             assert known.ranges is not None
-            folds = fold_ranges(
-                opened.fd, known.path, opened.seed, opened.rules, known.ranges, self._pipeline.holder.progress
-            )
+            folds = fold_ranges(opened.fd, known.path, opened.seed, opened.rules, known.ranges)
             entries = sum(one.entries for one in folds)
             if entries <= known.ranges * self._range_entries * GROWN:
                 with reading(self._pipeline.engine) as connection:
@@ -107,9 +105,7 @@ class Huge:
     def _settle(self, known: KnownDirectory, opened: Opened, group: Sequence[int], now_ns: int) -> None:
         pipeline = self._pipeline
         assert known.ranges is not None
-        listed = list_ranges(
-            opened.fd, known.path, opened.seed, opened.rules, known.ranges, frozenset(group), pipeline.holder.progress
-        )
+        listed = list_ranges(opened.fd, known.path, opened.seed, opened.rules, known.ranges, frozenset(group))
         with reading(pipeline.engine) as connection:
             rows = ranges.of_directory(connection, pipeline.tenant.id, known.id)
         width = HASHES // known.ranges

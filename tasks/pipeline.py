@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Engine
-
 from db import scans, tree
 from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
 from db.tree import Hashes
-from db.types import HASHES, Gone, KnownChild, KnownDirectory, KnownFile, Place, Strategy
+from db.types import HASHES, Gone, KnownChild, KnownDirectory, KnownFile, Place, Strategy, Unsettled
 from tasks.budget import Budget
 from tasks.core import filesystem
 from tasks.core.compare import (
@@ -33,6 +31,7 @@ from tasks.core.policy import Policy
 from tasks.core.profile import Profile, place_of, profile_of
 from tasks.core.walk import Tree
 from tasks.frontier import Frontier, Piece
+from tasks.gate import Gate
 from tasks.huge import Huge
 from tasks.lease import Holder
 from tasks.redis.progress import Progress
@@ -73,11 +72,12 @@ class Pipeline:
     After `run`, `pieces` is what is left of huge directories.
     """
 
-    def __init__(self, engine: Engine, holder: Holder, scan: Scan, tenant: Tenant, root: Tree, *, budget: Budget,
-                 ids: tree.Ids, progress: Progress, chunk_bytes: int, huge_entries: int,
+    def __init__(self, holder: Holder, gate: Gate, write: WriteBack, scan: Scan, tenant: Tenant, root: Tree, *,
+                 budget: Budget, progress: Progress, chunk_bytes: int, huge_entries: int,
                  clock_ns: Callable[[], int]) -> None:  # fmt: skip
         assert scan.fence is not None
-        self.engine, self.holder, self.budget, self.progress = engine, holder, budget, progress
+        self.engine, self.holder, self.budget, self.progress = holder.engine, holder, budget, progress
+        self.write, self._gate = write, gate
         self.tenant, self.fence = tenant, scan.fence
         self._scan, self._root, self._clock_ns = scan, root, clock_ns
         self._huge_entries = huge_entries
@@ -86,7 +86,6 @@ class Pipeline:
         self._policy = Policy(tenant.algorithm, tenant.large_file, tenant.large_file_bytes)
         self._compared_by: dict[int, tuple[Profile, Seed]] = {}
         self._hasher = Hasher(self._policy, chunk_bytes, self._read_bytes, inode=self.place.inode is not None)
-        self.write = WriteBack(holder, scan, ids)
         self._stack: list[Todo] = []
         self._huge = Huge(self, huge_entries)
         self.pieces: list[Piece] = []
@@ -152,10 +151,11 @@ class Pipeline:
     # One directory
 
     def _visit(self, todo: Todo, piece: Piece | None = None) -> None:
-        self.holder.progress()
         self.budget.begun = True
         known = todo.known
         try:
+            if (refusal := self._gate.refuses(known.path)) is not None:
+                raise Unreadable(known.path, "list", refusal)
             opened = self._open(known)
             self._look(todo, opened, piece)
         except (Missing, Shadowed, Ignored):
@@ -339,7 +339,7 @@ class Pipeline:
     def _hash(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile | None,
               now_ns: int) -> bool:  # fmt: skip
         """Hash one file into the batch; False where it must be looked at again."""
-        hashed = self._hasher.hash(opened.fd, entry, now_ns)
+        hashed = self._read(known, opened, entry, now_ns)
         if hashed.digest is not None and hashed.entry is not None and hashed.read:
             self._hashed_files += 1
             self._hashed_bytes += hashed.entry.size
@@ -349,13 +349,19 @@ class Pipeline:
 
     def _verify(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile, now_ns: int) -> bool:
         """Hash a file that is equal by its stat; only what is not as recorded is written."""
-        hashed = self._hasher.hash(opened.fd, entry, now_ns)
+        hashed = self._read(known, opened, entry, now_ns)
         if hashed.read:
             self.write.count(verified_files=1, hashed_files=1, hashed_bytes=entry.size)
         if hashed.entry == entry and hashed.digest == before.digest:
             return True
         self.write.count(silent_changes=int(hashed.entry == entry and hashed.digest is not None))
         return self._put(known, opened, entry, before, hashed, now_ns)
+
+    def _read(self, known: KnownDirectory, opened: Opened, entry: Entry, now_ns: int) -> Hashed:
+        refusal = self._gate.refuses(join(known.path, entry.name))
+        if refusal is not None:
+            return Hashed(entry, unsettled=Unsettled.FAILED, error=refusal)
+        return self._hasher.hash(opened.fd, entry, now_ns)
 
     def _put(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile | None, hashed: Hashed,
              now_ns: int) -> bool:  # fmt: skip
@@ -378,7 +384,7 @@ class Pipeline:
             self._tell()
 
     def _tell(self) -> None:
-        """A sign of life, from within long hashes too."""
-        self.holder.progress()
+        """Whoever watches sees it, from within long hashes too."""
+        self.holder.check()
         self.progress.add(hashed_bytes=self._untold_bytes)
         self._untold_bytes = 0

@@ -9,22 +9,26 @@ import resource
 from celery import current_app, shared_task
 from sqlalchemy.exc import DBAPIError
 
-from db import scans, shards, tenants, tree
-from db.engine import writing
+from db import quarantine, scans, shards, tenants, tree
+from db.engine import reading, writing
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import LeaseLost, ScanState, StaleDirectory
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
+from tasks.careful import convict, is_careful, when_stalled
 from tasks.core import filesystem
 from tasks.core.ignore import Rules, RuleSet
 from tasks.core.rule_sources import GIT_RULE_FILE, RULE_FILE, RuleSources
 from tasks.core.walk import Tree
 from tasks.frontier import Frontier
+from tasks.gate import Gate
+from tasks.keeper import Keeper
 from tasks.lease import Holder
 from tasks.pipeline import Pipeline
 from tasks.redis.progress import Progress
 from tasks.trouble import database_failed, give_back
+from tasks.write_back import WriteBack
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +48,11 @@ def scan_shard(scan_id: str, number: int) -> None:
         tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
     if lease is None or scan is None or tenant is None:
         return
+    holder = Holder(runtime.engine, lease, runtime.settings.lease_s)
     try:
-        _work(runtime, lease, scan, tenant)
+        with Keeper(holder, runtime.settings.stall_s, when_stalled(runtime, holder)):
+            if not convict(runtime, lease, scan):
+                _work(runtime, holder, scan, tenant)
     except LeaseLost as error:
         log.warning("tenant %s: %s", tenant.name, error)
         return
@@ -64,17 +71,21 @@ def scan_shard(scan_id: str, number: int) -> None:
     nudge(current_app)
 
 
-def _work(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
-    settings = runtime.settings
-    holder = Holder(runtime.engine, lease, settings.lease_s, runtime.clock_s)
+def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
+    settings, lease = runtime.settings, holder.lease
+    with reading(runtime.engine) as connection:
+        quarantined = quarantine.reasons(connection, tenant.id)
+    write = WriteBack(holder, scan, runtime.ids)
+    gate = Gate(holder, write, quarantined, careful=is_careful(lease))
+    holder.at = b""
     with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant)) as root:
         pipeline = Pipeline(
-            runtime.engine, holder, scan, tenant, root,
-            budget=Budget.of(settings, runtime.clock_s), ids=runtime.ids,
+            holder, gate, write, scan, tenant, root, budget=Budget.of(settings, runtime.clock_s),
             progress=Progress(runtime.redis, scan.id, runtime.clock_s),
             chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
         rest = pipeline.run(Frontier.load(lease.frontier))
+        holder.at = None
         _complete(runtime, lease, pipeline, rest)
 
 

@@ -42,14 +42,17 @@ class Settings(BaseSettings):
     shard_bytes: int = Field(512 << 20, ge=1, description="hashed bytes after which a shard hands on the rest")
     huge_entries: int = Field(20_000, ge=16, description="entries from which a directory is kept in ranges, in parts")
     shard_seconds: float = Field(15.0, gt=0, description="seconds after which a shard hands on the rest")
-    lease_s: float = Field(60.0, ge=1, description="seconds without a sign of progress after which a shard is given on")
+    lease_s: float = Field(8.0, ge=1, description="seconds after which the shard of a process that died is given on")
+    stall_s: float = Field(
+        60.0, ge=1, description="seconds for one call, after which a process is taken to hang and ends"
+    )
     window: int = Field(64, ge=1, description="shards sent or running at once, in all")
     interval_s: int = Field(3600, ge=1, description="seconds between scans of a new tenant")
     stagger_window_s: float = Field(30.0, ge=0, description="shortest time over which due tenants are spread, seconds")
     verify_days: float = Field(30.0, gt=0, description="days within which each file is read again, changed or not")
     verify_days_untrusted: float = Field(7.0, gt=0, description="the same where stat does not show every change")
     verify_bytes: int = Field(10 << 30, ge=1, description="bytes that one scan reads again at most, on schedule")
-    tick_s: float = Field(5.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
+    tick_s: float = Field(2.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
     @classmethod
     def settings_customise_sources(

@@ -152,7 +152,10 @@ class WriteBack:
         batch = self._batch
         if not len(batch):
             return
-        with self._holder.flush(len(batch.changes), **batch.counted) as (connection, first):
+        with self._holder.flush(len(batch.changes), settles=len(batch.tree) > 0, **batch.counted) as (
+            connection,
+            first,
+        ):
             tree.write(connection, batch.tree)
             numbered = [(self._tenant_id, self._fence, first + i, *rest) for i, rest in enumerate(batch.changes)]
             changes.write(connection, numbered)

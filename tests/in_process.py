@@ -83,18 +83,27 @@ class Died(BaseException):
 
 @dataclass
 class Eyes:
-    """What cannot be looked at: inodes of folders, whose listing breaks off after so many entries, and of files."""
+    """What cannot be looked at: inodes of folders, whose listing breaks off after so many entries, and of files. And
+    what is deadly to look at.
+    """
 
     folders: dict[int, int] = field(default_factory=dict)
     files: set[int] = field(default_factory=set)
+    deadly: set[int] = field(default_factory=set)
 
     def scandir(self, fd: int) -> Any:
+        inode = os.fstat(fd).st_ino
+        if inode in self.deadly:
+            raise Died
         entries = os.scandir(fd)
-        after = self.folders.get(os.fstat(fd).st_ino)
+        after = self.folders.get(inode)
         return entries if after is None else _Broken(entries, after)
 
     def readv(self, fd: int, buffers: Any) -> int:
-        if os.fstat(fd).st_ino in self.files:
+        inode = os.fstat(fd).st_ino
+        if inode in self.deadly:
+            raise Died
+        if inode in self.files:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return os.readv(fd, buffers)
 

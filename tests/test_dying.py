@@ -119,5 +119,5 @@ def test_a_finish_that_dies_again_and_again_fails_the_scan_and_the_next_one_dele
     assert scanned.index() == listing(scanned.root) == apply_feed(scanned.feed())
 
 
-def die(_: object) -> None:
+def die(*_: object) -> None:
     raise Died

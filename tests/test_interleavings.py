@@ -21,7 +21,6 @@ from db.scans import Scan
 from db.types import ScanState, Trigger
 from orchestrator.documents import change_document, file_document
 from orchestrator.start import start_queued
-from tasks import deletions
 from tasks import settings as all_settings
 from tasks.app import App, make_app
 from tasks.lease import Holder
@@ -243,23 +242,6 @@ def test_a_shard_whose_time_is_over_before_it_begins_lists_one_directory(world: 
     for _ in range(2):
         assert it.scan().state == "succeeded"
         it.exact()
-
-
-def test_a_finish_that_finds_no_pair_for_long_keeps_its_lease(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    it = world(Dir({b"%d" % number: File(b"gone %d" % number) for number in range(9)}))
-    it.scan()
-    for number in range(9):
-        os.unlink(it.root + b"/%d" % number)
-        write(it.root + b"/new %d" % number, b"new %d" % number)
-    renewed, real = [], shards.renew
-    monkeypatch.setattr(deletions, "BATCH", 3)
-    monkeypatch.setattr(shards, "renew", lambda c, lease, s: renewed.append(lease.number) or real(c, lease, s))
-    it.app.runtime.clock_s = count(0, 30).__next__  # each look at it is half a lease later
-
-    assert it.scan().deleted == 9
-
-    assert renewed.count(shards.FINISH) == 7  # pages of candidates, the last of them empty
-    it.exact()
 
 
 def test_a_file_that_comes_back_while_its_deletion_is_carried_out_is_added_again(

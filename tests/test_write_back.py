@@ -1,7 +1,5 @@
 """What a shard writes besides the index."""
 
-import time
-
 import pytest
 
 from db import scans, tree
@@ -17,7 +15,7 @@ def test_past_the_notes_that_are_kept_a_mount_is_still_noted_since_the_finish_as
 ) -> None:
     monkeypatch.setattr(write_back, "ERRORS_KEPT", 2)
     scan = start_scan(engine, add_tenant(engine))
-    write = WriteBack(Holder(engine, claimed(engine, scan), 60, time.monotonic), scan, tree.Ids(engine))
+    write = WriteBack(Holder(engine, claimed(engine, scan), 60), scan, tree.Ids(engine))
     for name in (b"1", b"2", b"3"):
         write.error(name, "list", "denied")
     write.error(b"m", scans.MOUNT, "a mount came")

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -27,8 +27,6 @@ from tasks.core.profile import Profile
 FINGERPRINT_BYTES = 16
 # A directory whose own times move while it is listed is listed again so many times.
 LISTING_TRIES = 3
-# Entries of a huge directory between two signs of life.
-ALIVE_EVERY = 4_096
 _MASK = (1 << 128) - 1
 # Removed or replaced since readdir: then the directory's own times moved too, and it is listed again. Where they stand
 # still, the name is there and its stat is hidden.
@@ -169,22 +167,18 @@ def count_entries(fd: int, path: bytes) -> int:
         return sum(1 for _ in entries)
 
 
-def list_ranges(fd: int, path: bytes, seed: Seed, rules: Rules, count: int, wanted: Container[int],
-                alive: Callable[[], None]) -> dict[int, Listing]:  # fmt: skip
-    """List those `wanted` of the `count` ranges of a huge directory, in one pass. Raises Unreadable, Missing.
-
-    `alive` is called from time to time; what it raises passes through.
-    """
+def list_ranges(
+    fd: int, path: bytes, seed: Seed, rules: Rules, count: int, wanted: Container[int]
+) -> dict[int, Listing]:
+    """List those `wanted` of the `count` ranges of a huge directory, in one pass. Raises Unreadable, Missing."""
     found: dict[int, Listing] = {number: Listing() for number in range(count) if number in wanted}
     totals = dict.fromkeys(found, 0)
     prefix = path + b"/" if path else b""
     with watched(fd, path) as watch, os.scandir(fd) as entries:
-        for place, one in enumerate(entries):
+        for one in entries:
             name = name_bytes(one.name)
             number = number_of(name_hash(name), count)
             listing = found.get(number)
-            if place % ALIVE_EVERY == 0:
-                alive()
             if listing is not None:
                 totals[number] += _take(one, name, fd, seed, rules, prefix, listing)
     for number, listing in found.items():
@@ -193,17 +187,12 @@ def list_ranges(fd: int, path: bytes, seed: Seed, rules: Rules, count: int, want
     return found
 
 
-def fold_ranges(fd: int, path: bytes, seed: Seed, rules: Rules, count: int, alive: Callable[[], None]) -> list[Fold]:
-    """The fingerprints of all ranges of a huge directory, in one pass that keeps no entry. Raises Unreadable, Missing.
-
-    `alive` is called from time to time; what it raises passes through.
-    """
+def fold_ranges(fd: int, path: bytes, seed: Seed, rules: Rules, count: int) -> list[Fold]:
+    """The fingerprints of all ranges of a huge directory, in one pass. Raises Unreadable, Missing."""
     folds = [Fold() for _ in range(count)]
     prefix = path + b"/" if path else b""
     with watched(fd, path), os.scandir(fd) as entries:
-        for place, one in enumerate(entries):
-            if place % ALIVE_EVERY == 0:
-                alive()
+        for one in entries:
             name, listing = name_bytes(one.name), Listing()
             fold = folds[number_of(name_hash(name), count)]
             fold.total += _take(one, name, fd, seed, rules, prefix, listing)
