@@ -71,7 +71,7 @@ def _work(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> 
         pipeline = Pipeline(
             runtime.engine, holder, scan, tenant, root,
             budget=Budget.of(settings, runtime.clock_s), ids=runtime.ids,
-            progress=Progress(runtime.redis, scan.id, runtime.clock_s),
+            progress=Progress(runtime.redis, runtime.keys, scan.id, runtime.clock_s, runtime.outage),
             chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
         rest = pipeline.run(Frontier.load(lease.frontier))
