@@ -324,3 +324,8 @@ def mark_sent(connection: Connection, sent: Sequence[Sendable], expires_s: float
         connection.execute(
             update(shards).where(s.scan_id == shard.scan_id, s.number == shard.number).values(sent_until=until)
         )
+
+
+def forget_sent(connection: Connection) -> int:
+    """No message is under way any more, or none that one could rely on; how many were."""
+    return connection.execute(update(shards).where(shards.c.sent_until.is_not(None)).values(sent_until=None)).rowcount

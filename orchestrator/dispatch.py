@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from kombu.exceptions import OperationalError
+import redis
 from sqlalchemy import Engine
 
 from db import shards, tenants
 from db.engine import writing
 from db.shards import FINISH, Sendable
 from tasks.app import EXPIRES_S, App
+from tasks.redis import mark
+from tasks.redis.connection import BROKER_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,12 @@ def dispatch(app: App, engine: Engine, window: int) -> int:
     """Send as many ready shards as the window has room for; how many. They are marked before they are sent, and
     unmarked where the broker does not answer: a message too many does no harm, one too few costs a tick.
     """
+    outage = app.runtime.outage
+    try:
+        mark.look(app.runtime.redis, app.runtime.keys, lambda: _forget(engine))
+    except redis.RedisError as error:
+        outage.failed("nothing can be sent", error)
+        return 0
     with writing(engine) as connection:
         free = window - shards.in_flight(connection)
         batch = shards.sendable(connection, free) if free > 0 else []
@@ -29,12 +37,20 @@ def dispatch(app: App, engine: Engine, window: int) -> int:
         tenants.note_served(connection, [shard.tenant_id for shard in batch])
     try:
         _send(app, batch)
-    except (OperationalError, OSError) as error:
-        log.warning("nothing could be sent, the broker does not answer: %s", error)
+    except BROKER_ERRORS as error:
+        outage.failed("nothing can be sent", error)
         with writing(engine) as connection:
             shards.mark_sent(connection, batch, None)
         return 0
+    outage.over()
     return len(batch)
+
+
+def _forget(engine: Engine) -> None:
+    with writing(engine) as connection:
+        forgotten = shards.forget_sent(connection)
+    if forgotten:
+        log.warning("what was sent may be lost with Redis or a connection to it: %d shards are sent again", forgotten)
 
 
 def _send(app: App, batch: Sequence[Sendable]) -> None:

@@ -40,6 +40,7 @@ class Session:
     def __init__(self, app: App, settings: Settings, pump: Callable[[float], None]) -> None:
         self.engine: Engine = app.runtime.engine
         self._redis: redis.Redis = app.runtime.redis
+        self._keys = app.runtime.keys
         self._app = app
         self._settings = settings
         self._pump = pump
@@ -101,11 +102,11 @@ class Session:
             now_s = time.monotonic()
             if now_s - shown_s > SHOW_EVERY_S:
                 shown_s = now_s
-                error = progress.read_error(self._redis, scan_id)
+                error = progress.read_error(self._redis, self._keys, scan_id)
                 if error is not None:
                     raise StrandlineError(f"the scan of {tenant.name} cannot go on: {error}")
                 if show is not None:
-                    show(Seen(scan, progress.read(self._redis, scan_id), tenant.watermark_files))
+                    show(Seen(scan, progress.read(self._redis, self._keys, scan_id), tenant.watermark_files))
             if now_s - ticked_s > self._settings.tick_s:
                 ticked_s = now_s
                 self.tick()

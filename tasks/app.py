@@ -15,12 +15,14 @@ from functools import cached_property
 import redis
 from celery import Celery, signals
 from kombu.entity import Queue
-from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
 from db.engine import connect
 from db.tree import Ids
-from tasks.redis.keys import PREFIX
+from tasks.redis import transport
+from tasks.redis.connection import BROKER_ERRORS, BROKER_TIMEOUT_S, Address
+from tasks.redis.keys import Keys
+from tasks.redis.outage import Outage
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,6 @@ log = logging.getLogger(__name__)
 CONTROL, INTERACTIVE, BULK = QUEUES = ("control", "interactive", "bulk")
 # A message that nobody took for so long is no longer worth anything: the dispatcher sends the shard again.
 EXPIRES_S = 60.0
-REDIS_TIMEOUT_S = 5.0
 # A batch of rows waits in lists: a young collection for each 700 of them finds nothing.
 YOUNG_OBJECTS = 20_000
 
@@ -40,6 +41,8 @@ class Runtime:
         self.settings = settings
         self.clock_ns: Callable[[], int] = time.time_ns
         self.clock_s: Callable[[], float] = time.monotonic
+        self.keys = Keys(settings.redis_prefix)
+        self.outage = Outage(time.monotonic)
 
     @cached_property
     def engine(self) -> Engine:
@@ -48,10 +51,8 @@ class Runtime:
 
     @cached_property
     def redis(self) -> redis.Redis:
-        """Coordination; nothing waits longer than REDIS_TIMEOUT_S for it."""
-        return redis.Redis.from_url(
-            self.settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
-        )
+        """Coordination; nothing waits long for it."""
+        return Address.of(self.settings).client()
 
     @cached_property
     def ids(self) -> Ids:
@@ -72,14 +73,11 @@ class App(Celery):
     runtime: Runtime
 
 
-def broker_url(redis_url: str) -> str:
-    """The address of a Redis as kombu writes it (a unix socket has another scheme there)."""
-    return redis_url.replace("unix://", "redis+socket://", 1) if redis_url.startswith("unix://") else redis_url
-
-
 def make_app(settings: Settings) -> App:
-    """The app of this process. It opens no connection."""
-    app = App("strandline", broker=broker_url(settings.redis_url), set_as_current=True)
+    """The app of this process. It opens no connection. Raises UsageError where the address of Redis cannot be used."""
+    address = Address.of(settings)
+    transport.register()
+    app = App("strandline", broker=address.broker_url, amqp=transport.Messaging, set_as_current=True)
     app.runtime = Runtime(settings)
     app.conf.update(
         include=("tasks.scan_shard", "tasks.finish", "orchestrator.control"),
@@ -96,18 +94,15 @@ def make_app(settings: Settings) -> App:
         worker_enable_remote_control=True,
         worker_hijack_root_logger=True,
         broker_connection_retry_on_startup=True,
-        broker_connection_timeout=REDIS_TIMEOUT_S,
-        broker_transport_options={
-            "global_keyprefix": PREFIX,
-            "visibility_timeout": 300,
-            "socket_connect_timeout": REDIS_TIMEOUT_S,
-            "socket_keepalive": True,
-        },
+        broker_connection_max_retries=None,  # for ever: a worker that gives up helps nobody
+        broker_connection_timeout=BROKER_TIMEOUT_S,
+        broker_use_ssl=address.broker_tls,
+        broker_transport_options=address.broker_options(settings.redis_prefix),
         beat_schedule={
             "tick": {
                 "task": "strandline.tick",
                 "schedule": settings.tick_s,
-                "options": {"queue": CONTROL, "expires": settings.tick_s},
+                "options": {"queue": CONTROL, "expires": settings.tick_s, "retry": False},
             }
         },
         timezone="UTC",
@@ -118,10 +113,15 @@ def make_app(settings: Settings) -> App:
 
 def nudge(app: Celery) -> None:
     """Ask for a tick now, since there may be something to send; without a broker beat's next one does it."""
+    runtime: Runtime = app.runtime
+    if runtime.outage.paused:
+        return
     try:
-        app.send_task("strandline.tick", queue=CONTROL, expires=app.runtime.settings.tick_s, retry=False)
-    except (OperationalError, OSError) as error:
-        log.warning("no tick could be sent, the broker does not answer: %s", error)
+        app.send_task("strandline.tick", queue=CONTROL, expires=runtime.settings.tick_s, retry=False)
+    except BROKER_ERRORS as error:
+        runtime.outage.failed("no tick could be sent", error)
+    else:
+        runtime.outage.over()
 
 
 @signals.worker_process_init.connect(weak=False)

@@ -81,7 +81,7 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant)) as root:
         pipeline = Pipeline(
             holder, gate, write, scan, tenant, root, budget=Budget.of(settings, runtime.clock_s),
-            progress=Progress(runtime.redis, scan.id, runtime.clock_s),
+            progress=Progress(runtime.redis, runtime.keys, scan.id, runtime.clock_s, runtime.outage),
             chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
         rest = pipeline.run(Frontier.load(lease.frontier))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ class Settings(BaseSettings):
         "", description="postgresql+psycopg://… for a cluster; empty: a SQLite file in the state folder"
     )
     redis_url: str = Field("", description="broker and coordination; empty: an embedded server of the state folder")
+    redis_prefix: str = Field(
+        "strandline:",
+        pattern=r"^[A-Za-z0-9_.:/{}-]{1,100}$",
+        description="what every key in Redis begins with; clusters that share a Redis need different ones",
+    )
+    redis_sentinel_master: str = Field("mymaster", min_length=1, description="name of the master that sentinels watch")
+    redis_sentinel_password: str = Field("", description="password of the sentinels themselves, where they have one")
     roots: str = Field("", description="folders under which tenant roots may lie, separated by ':'; empty: anywhere")
     workers: int = Field(0, ge=0, le=256, description="processes of one worker; 0: as many as processors")
     hash_chunk_bytes: int = Field(65536, ge=4096, le=64 << 20, description="bytes read at a time while hashing")
@@ -90,3 +98,9 @@ def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings
 def source(name: str) -> str:
     """Where the value of a setting came from."""
     return "environment" if PREFIX + name.upper() in os.environ else "default"
+
+
+def without_passwords(url: str) -> str:
+    """An address, of Redis or of a database, for people; also one that cannot be read."""
+    url = re.sub(r"(://[^/?#;@:]*):[^;]*@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&][^=&]*password)=[^&;]*", r"\1=***", url)

@@ -39,4 +39,4 @@ def database_failed(runtime: Runtime, lease: shards.Lease, error: DBAPIError) ->
         log.error("shard %d of scan %s could not be given back: %s", lease.number, lease.scan_id, again.orig)
     if disk_full(error):
         # Whoever waits must hear of it also where not even the failure could be written down.
-        progress.tell_error(runtime.redis, lease.scan_id, sentence)
+        progress.tell_error(runtime.redis, runtime.keys, lease.scan_id, sentence)

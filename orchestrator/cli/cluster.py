@@ -53,13 +53,12 @@ def status(state: str | None, as_json: bool) -> None:
 
 
 def _workers(settings: all_settings.Settings) -> list[dict[str, Any]]:
-    from kombu.exceptions import OperationalError
-
     from tasks.app import make_app
+    from tasks.redis.connection import BROKER_ERRORS
 
     try:
         stats = make_app(settings).control.inspect(timeout=INSPECT_S).stats() or {}
-    except OperationalError as error:
+    except BROKER_ERRORS as error:
         click.echo(f"strandline: the broker does not answer, so no worker can be seen: {error}", err=True)
         stats = {}
     return [
@@ -105,12 +104,7 @@ def list_(state: str | None, as_json: bool) -> None:
 
 
 def hidden(name: str, value: Any) -> Any:
-    """A value for people: addresses without their passwords."""
-    if not name.endswith("_url") or not value:
-        return value
-    from urllib.parse import urlsplit, urlunsplit
-
-    parts = urlsplit(value)
-    if parts.password is None:
-        return value
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+    """A value for people: without passwords."""
+    if name.endswith("_password"):
+        return "***" if value else value
+    return all_settings.without_passwords(value) if name.endswith("_url") else value

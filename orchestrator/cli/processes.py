@@ -11,6 +11,8 @@ from orchestrator.cli.common import settings_of
 from orchestrator.stack import roles
 from orchestrator.stack.embedded import default_workers
 from tasks.app import QUEUES, App, make_app
+from tasks.redis import policy
+from tasks.redis.connection import Address
 from tasks.settings import Settings
 
 LEVELS = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -27,11 +29,17 @@ def _cluster() -> Settings:
 
 
 def _app(settings: Settings) -> App:
+    """The app, once the database's schema is right and Redis answers and may be used; that is waited for, as Celery
+    would.
+    """
+    address = Address.of(settings)
     engine = connect(settings.database_url)
     try:
         schema.require_current(engine)
     finally:
         engine.dispose()
+    with address.client() as client:
+        policy.await_fit(client, address)
     return make_app(settings)
 
 

@@ -20,6 +20,7 @@ from orchestrator.roots import checked_root
 from orchestrator.session import Session
 from orchestrator.stack.embedded import Stack, default_workers, running_stack
 from orchestrator.stack.state import StateFolder
+from tasks.settings import without_passwords
 
 
 @click.command()
@@ -61,7 +62,7 @@ def _serve(stack: Stack, roots: list[bytes], once: bool) -> int:
             tenant = talking.tenant_for(root, None)
             failed |= _first_scan(talking, tenant).state != ScanState.SUCCEEDED
         _say(f"Flower:   {stack.flower}")
-        _say(f"Database: {stack.settings.database_url}")
+        _say(f"Database: {without_passwords(stack.settings.database_url)}")
         if once:
             stack.drain()
             return 1 if failed else 0

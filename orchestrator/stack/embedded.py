@@ -19,10 +19,14 @@ from orchestrator.stack import broker, processes, roles
 from orchestrator.stack.processes import Child, Logs
 from orchestrator.stack.state import Running, StateFolder
 from tasks.app import App, make_app
+from tasks.redis import policy
+from tasks.redis.connection import Address, unix_url
 from tasks.settings import Settings
 
 DRAINS_WITHIN_S = 20.0
 RESTART_AFTER_S = 1.0
+# How long a Redis that is configured may take to answer.
+BROKER_WITHIN_S = 10.0
 FLOWER_PORT = 5555
 
 
@@ -35,7 +39,7 @@ class Stack:
         self.settings = settings.model_copy(
             update={
                 "database_url": settings.database_url or state.database_url,
-                "redis_url": settings.redis_url or f"unix://{self._socket}",
+                "redis_url": settings.redis_url or unix_url(str(self._socket)),
             }
         )
         self._state = state
@@ -57,6 +61,9 @@ class Stack:
         self._prepare_database()
         if self._own_broker:
             broker.wait(self._socket, self._children["broker"])
+        address = Address.of(self.settings)
+        with address.client() as client:
+            policy.await_fit(client, address, BROKER_WITHIN_S)
         self._role("worker", lambda: roles.worker(self.app, processes=workers, serving=full, level="WARNING"))
         if full:
             port = free_port(host, FLOWER_PORT)

@@ -15,6 +15,7 @@ from celery.exceptions import SecurityWarning
 
 from orchestrator.stack.processes import die_with_parent
 from tasks.app import QUEUES, App
+from tasks.consumer import Doubt
 
 
 def preload() -> None:
@@ -44,6 +45,7 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
         for name in ("tasks", "orchestrator"):
             logging.getLogger(name).setLevel(logging.INFO if serving else logging.WARNING)
 
+    app.steps["consumer"].add(Doubt)
     chosen = app.Worker(
         concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES),
         hostname=f"worker@{socket.gethostname()}", task_events=serving, quiet=True,
@@ -56,7 +58,7 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
 def beat(app: App, *, level: str) -> None:
     """Beat with its few static entries; it keeps nothing on disk."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    app.Beat(loglevel=level, scheduler_cls="celery.beat:Scheduler", quiet=True).run()
+    app.Beat(loglevel=level, scheduler_cls="orchestrator.beat:Scheduler", quiet=True).run()
 
 
 def flower(app: App, *, host: str, port: int) -> None:

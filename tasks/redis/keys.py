@@ -1,8 +1,20 @@
 """Every Redis key of ours, with its type and life. (Celery's own begin with the same prefix.)"""
 
-PREFIX = "strandline:"
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 
-def progress(scan_id: str) -> str:
-    """Hash: what the workers of a running scan have done so far. Expires an hour after the last word."""
-    return f"{PREFIX}progress:{scan_id}"
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one cluster: several may share a Redis, each with a prefix of its own."""
+
+    prefix: str
+
+    def progress(self, scan_id: str) -> str:
+        """Hash: what the workers of a running scan have done so far. Expires an hour after the last word."""
+        return f"{self.prefix}progress:{scan_id}"
+
+    def mark(self) -> str:
+        """String, for ever: it is gone where Redis was emptied, or a worker lost its connection. See mark.py."""
+        return f"{self.prefix}mark"

@@ -9,7 +9,8 @@ from typing import Any
 
 import redis
 
-from tasks.redis import keys
+from tasks.redis.keys import Keys
+from tasks.redis.outage import Outage
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +20,19 @@ KEPT_S = 3600
 
 
 class Progress:
-    """Counts in memory and tells Redis from time to time. Without Redis it says so once, and the scan goes on."""
+    """Counts in memory and tells Redis from time to time. Without Redis the scan goes on, and what was counted is told
+    once Redis is back.
+    """
 
-    def __init__(self, client: redis.Redis, scan_id: str, clock_s: Callable[[], float]) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: Keys, scan_id: str, clock_s: Callable[[], float], outage: Outage
+    ) -> None:
         self._client = client
         self._key = keys.progress(scan_id)
         self._clock_s = clock_s
+        self._outage = outage
         self._told_s = clock_s()
         self._untold: Counter[str] = Counter()
-        self._failed = False
 
     def add(self, **counted: int) -> None:
         """Count, by the names in FIELDS."""
@@ -38,20 +43,22 @@ class Progress:
     def tell(self) -> None:
         """Send what was counted since the last time."""
         self._told_s = self._clock_s()
+        if self._outage.paused or not self._untold:
+            return
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 for name, value in self._untold.items():
                     pipeline.hincrby(self._key, name, value)
                 pipeline.expire(self._key, KEPT_S)
                 pipeline.execute()
-            self._untold.clear()
         except redis.RedisError as error:
-            if not self._failed:
-                log.warning("progress is not shown: Redis answers %s", error)
-            self._failed = True
+            self._outage.failed("progress is not shown", error)
+        else:
+            self._untold.clear()
+            self._outage.over()
 
 
-def read(client: redis.Redis, scan_id: str) -> dict[str, int]:
+def read(client: redis.Redis, keys: Keys, scan_id: str) -> dict[str, int]:
     """What has been told so far, by the names in FIELDS; zeros where nothing is known or Redis does not answer."""
     try:
         found: Any = client.hgetall(keys.progress(scan_id))
@@ -60,7 +67,7 @@ def read(client: redis.Redis, scan_id: str) -> dict[str, int]:
     return {name: int(found.get(name.encode(), 0)) for name in FIELDS}
 
 
-def tell_error(client: redis.Redis, scan_id: str, sentence: str) -> None:
+def tell_error(client: redis.Redis, keys: Keys, scan_id: str, sentence: str) -> None:
     """Say why a scan cannot go on, to whoever waits for it; as well as it can be said."""
     try:
         client.hset(keys.progress(scan_id), "error", sentence)
@@ -68,7 +75,7 @@ def tell_error(client: redis.Redis, scan_id: str, sentence: str) -> None:
         log.warning("nobody could be told of it: Redis answers %s", error)
 
 
-def read_error(client: redis.Redis, scan_id: str) -> str | None:
+def read_error(client: redis.Redis, keys: Keys, scan_id: str) -> str | None:
     """What was said by `tell_error`, if anything."""
     try:
         found: Any = client.hget(keys.progress(scan_id), "error")
