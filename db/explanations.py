@@ -8,13 +8,13 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
 
-from db.scans import error_key
+from db.scans import LEFT_OUT, error_key
 from db.tables import directories, files, scan_errors, scans
 from db.tree import order_key
 from db.types import ENDED
 
 # Operations under which scans note a path itself, and that under which they note a rule file in a directory.
-OPERATIONS = ("list", "read", "stat", "skip")
+OPERATIONS = ("list", "read", "stat", *LEFT_OUT)
 READ_RULES = "read rules"
 
 

@@ -250,8 +250,11 @@ def _shard_totals(connection: Connection, scan: Scan) -> dict[str, int]:
     return totals | {"attempts": int(attempts), "shards": int(count), "peak_memory_bytes": int(peak or 0)}
 
 
-# The operation under which a place is noted that is left out on purpose: no error.
+# The operations under which a place is noted that is left out on purpose: what is not to be entered (no error), …
 SKIP = "skip"
+# … what failed too often lately, and what ended whoever touched it: of these something is not known.
+BREAKER, QUARANTINE = "breaker", "quarantine"
+LEFT_OUT = (SKIP, BREAKER, QUARANTINE)
 # And that under which a mount below the root is noted that came, went or changed, with nothing of what was known there.
 MOUNT = "mount"
 
@@ -263,13 +266,18 @@ def error_key(path: bytes, operation: str) -> bytes:
 
 def errors_of(connection: Connection, scan_id: str, limit: int) -> Sequence[tuple[bytes, str, str]]:
     """What a scan could not look at: (path, operation, error), by path."""
-    return _notes(connection, scan_id, scan_errors.c.operation != SKIP, limit)
+    return _notes(connection, scan_id, scan_errors.c.operation.not_in(LEFT_OUT), limit)
 
 
 def skipped_of(connection: Connection, scan_id: str, limit: int) -> Sequence[tuple[bytes, str]]:
     """What a scan left out on purpose: (path, reason), by path."""
-    notes = _notes(connection, scan_id, scan_errors.c.operation == SKIP, limit)
+    notes = _notes(connection, scan_id, scan_errors.c.operation.in_(LEFT_OUT), limit)
     return [(path, reason) for path, _, reason in notes]
+
+
+def any_refused(connection: Connection, scan_id: str) -> bool:
+    """Was anything left out that should have been looked at?"""
+    return bool(_notes(connection, scan_id, scan_errors.c.operation.in_((BREAKER, QUARANTINE)), 1))
 
 
 def mount_of(connection: Connection, scan_id: str) -> bytes | None:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping
 
 from db import explanations
+from db.scans import LEFT_OUT
 from db.tenants import Tenant
 from db.types import FileType, Unsettled
 from orchestrator.documents import text_of
@@ -61,7 +62,7 @@ def _status(connection: Connection, tenant: Tenant, path: bytes) -> tuple[str, s
     rule, live = _look(tenant, path)
     if rule is not None:
         return "ignored", _ignored(rule, path)
-    if trouble is not None and trouble.operation == "skip":
+    if trouble is not None and trouble.operation in LEFT_OUT:
         return "skipped", f"{_at(trouble.path, path)}{trouble.error}"
     if trouble is not None:
         ever = itself is not None or (row is not None and (row["digest"] is not None or row["target"] is not None))

@@ -141,5 +141,9 @@ def _state(connection: Connection, scan: Scan) -> ScanState:
         return ScanState(scan.ending)
     if scan.doubt is not None:
         return ScanState.SUSPECT
-    with_errors = shards.any_errors(connection, scan.id) or shards.any_not_done(connection, scan.id)
-    return ScanState.PARTIAL if with_errors else ScanState.SUCCEEDED
+    is_partial = (
+        shards.any_errors(connection, scan.id)
+        or shards.any_not_done(connection, scan.id)
+        or scans.any_refused(connection, scan.id)
+    )
+    return ScanState.PARTIAL if is_partial else ScanState.SUCCEEDED

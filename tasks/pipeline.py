@@ -21,6 +21,7 @@ from tasks.core.compare import (
     outcome_of_hash,
     outcome_of_symlink,
     outcome_taken_over,
+    outcome_unread,
     same,
 )
 from tasks.core.filesystem import Entry, Ignored, Missing, OtherMount, Shadowed, Unreadable
@@ -110,6 +111,7 @@ class Pipeline:
         self.write.flush()
         self._tell()
         self.progress.tell()
+        self._gate.tell()
         return frontier
 
     def _carry_on(self, piece: Piece) -> None:
@@ -153,11 +155,15 @@ class Pipeline:
     def _visit(self, todo: Todo, piece: Piece | None = None) -> None:
         self.budget.begun = True
         known = todo.known
+        refusal = self._gate.directory(known.path, self._root)
+        if refusal is not None:
+            self.write.give_up(todo)
+            self.write.skip(known.path, refusal.reason, refusal.operation)
+            return
         try:
-            if (refusal := self._gate.refuses(known.path)) is not None:
-                raise Unreadable(known.path, "list", refusal)
             opened = self._open(known)
             self._look(todo, opened, piece)
+            self._gate.was_listed(known.path)
         except (Missing, Shadowed, Ignored):
             self.write.give_up(todo)
         except OtherMount:
@@ -166,6 +172,8 @@ class Pipeline:
         except Unreadable as error:
             self.write.give_up(todo)
             self.write.error(error.path, error.operation, error.error)
+            if error.operation == "list":
+                self._gate.was_not_listed(error.path, self._root, error.error)
 
     def _open(self, known: KnownDirectory) -> Opened:
         fd = self._root.directory(known.path)
@@ -283,7 +291,7 @@ class Pipeline:
             )
         settled = comparison.settled and listing.steady
         elsewhere = self._elsewhere(known, opened, listing, comparison) if not files else {}
-        for entry, before in comparison.to_hash:
+        for entry, before in self._gate.in_turn(comparison.to_hash, self.fence):
             old = elsewhere.get(entry.name)
             if old is not None and same(entry, old, opened.profile, self._policy):
                 self.write.outcome(known, outcome_taken_over(entry, old, fence=self.fence))
@@ -339,7 +347,9 @@ class Pipeline:
     def _hash(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile | None,
               now_ns: int) -> bool:  # fmt: skip
         """Hash one file into the batch; False where it must be looked at again."""
-        hashed = self._read(known, opened, entry, now_ns)
+        hashed = self._read(known, opened, entry, before, now_ns)
+        if hashed is None:
+            return False
         if hashed.digest is not None and hashed.entry is not None and hashed.read:
             self._hashed_files += 1
             self._hashed_bytes += hashed.entry.size
@@ -349,7 +359,9 @@ class Pipeline:
 
     def _verify(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile, now_ns: int) -> bool:
         """Hash a file that is equal by its stat; only what is not as recorded is written."""
-        hashed = self._read(known, opened, entry, now_ns)
+        hashed = self._read(known, opened, entry, before, now_ns)
+        if hashed is None:
+            return False
         if hashed.read:
             self.write.count(verified_files=1, hashed_files=1, hashed_bytes=entry.size)
         if hashed.entry == entry and hashed.digest == before.digest:
@@ -357,11 +369,21 @@ class Pipeline:
         self.write.count(silent_changes=int(hashed.entry == entry and hashed.digest is not None))
         return self._put(known, opened, entry, before, hashed, now_ns)
 
-    def _read(self, known: KnownDirectory, opened: Opened, entry: Entry, now_ns: int) -> Hashed:
-        refusal = self._gate.refuses(join(known.path, entry.name))
-        if refusal is not None:
-            return Hashed(entry, unsettled=Unsettled.FAILED, error=refusal)
-        return self._hasher.hash(opened.fd, entry, now_ns)
+    def _read(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile | None,
+              now_ns: int) -> Hashed | None:  # fmt: skip
+        """Hash a file, unless it must not be touched (None): then what is recorded of it stays, and that is noted."""
+        path = join(known.path, entry.name)
+        refusal = self._gate.file(path, entry, before, opened.profile)
+        if refusal is None:
+            hashed = self._hasher.hash(opened.fd, entry, now_ns)
+            self._gate.was_read(path, entry, opened.profile, hashed)
+            return hashed
+        self.write.skip(path, refusal.reason, refusal.operation)
+        if before is None or before.digest is None:
+            self._unread.append(entry)
+        if before is None or before.unsettled != Unsettled.FAILED or before.gone is not None:
+            self.write.outcome(known, outcome_unread(entry, before, fence=self.fence))
+        return None
 
     def _put(self, known: KnownDirectory, opened: Opened, entry: Entry, before: KnownFile | None, hashed: Hashed,
              now_ns: int) -> bool:  # fmt: skip

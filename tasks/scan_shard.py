@@ -18,6 +18,7 @@ from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.careful import convict, is_careful, when_stalled
 from tasks.core import filesystem
+from tasks.core.breaker import ROOT, Failed, Limits
 from tasks.core.ignore import Rules, RuleSet
 from tasks.core.rule_sources import GIT_RULE_FILE, RULE_FILE, RuleSources
 from tasks.core.walk import Tree
@@ -26,7 +27,9 @@ from tasks.gate import Gate
 from tasks.keeper import Keeper
 from tasks.lease import Holder
 from tasks.pipeline import Pipeline
+from tasks.redis.breaker import Breaker
 from tasks.redis.progress import Progress
+from tasks.settings import Settings
 from tasks.trouble import database_failed, give_back
 from tasks.write_back import WriteBack
 
@@ -34,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # Directories left over are shared out among at most so many new shards: the work spreads by itself.
 FAN_OUT = 4
+# Failures count for so many scans of a tenant, if that is longer than the breaker's window.
+SCANS_COUNTED = 4
 # A shard that fails so often for a reason nobody foresaw ends its scan.
 ATTEMPTS = 5
 
@@ -58,6 +63,9 @@ def scan_shard(scan_id: str, number: int) -> None:
         return
     except filesystem.Unreadable as error:
         fail(runtime, scan, f"{error.operation} of tenant {tenant.name!r}: {error.error}")
+        breaker = breaker_of(runtime, tenant, lease.fence)
+        breaker.failed(Failed(ROOT, error.error))
+        breaker.tell()
     except StaleDirectory as error:
         give_back(runtime, lease, str(error))
     except DBAPIError as error:
@@ -76,7 +84,8 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     with reading(runtime.engine) as connection:
         quarantined = quarantine.reasons(connection, tenant.id)
     write = WriteBack(holder, scan, runtime.ids)
-    gate = Gate(holder, write, quarantined, careful=is_careful(lease))
+    breaker = breaker_of(runtime, tenant, lease.fence)
+    gate = Gate(holder, write, breaker, quarantined, careful=is_careful(lease))
     holder.at = b""
     with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant)) as root:
         pipeline = Pipeline(
@@ -87,6 +96,18 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
         rest = pipeline.run(Frontier.load(lease.frontier))
         holder.at = None
         _complete(runtime, lease, pipeline, rest)
+
+
+def limits_of(settings: Settings, tenant: Tenant) -> Limits:
+    """When the breaker of a tenant opens and for how long: a failure counts for some of its scans at least."""
+    window_s = max(settings.breaker_window_s, SCANS_COUNTED * tenant.interval_s)
+    return Limits(settings.breaker_failures, window_s, settings.breaker_open_s, settings.breaker_tracked)
+
+
+def breaker_of(runtime: Runtime, tenant: Tenant, fence: int) -> Breaker:
+    """The breaker of a tenant as it is now."""
+    limits = limits_of(runtime.settings, tenant)
+    return Breaker(runtime.redis, runtime.keys, runtime.outage, tenant.id, fence, limits, runtime.clock_s)
 
 
 def rule_sources(tenant: Tenant) -> RuleSources:

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     stall_s: float = Field(
         60.0, ge=1, description="seconds for one call, after which a process is taken to hang and ends"
     )
+    breaker_failures: int = Field(3, ge=1, description="failed scans of a file or folder after which it is left alone")
+    breaker_window_s: float = Field(
+        3600.0, gt=0, description="seconds for which a failure counts (at least 4 intervals)"
+    )
+    breaker_open_s: float = Field(3600.0, gt=0, description="seconds for which what fails is left alone, then probed")
+    breaker_tracked: int = Field(100, ge=1, description="entries of the breaker that are kept for a tenant at most")
     window: int = Field(64, ge=1, description="shards sent or running at once, in all")
     interval_s: int = Field(3600, ge=1, description="seconds between scans of a new tenant")
     stagger_window_s: float = Field(30.0, ge=0, description="shortest time over which due tenants are spread, seconds")

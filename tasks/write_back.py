@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,7 @@ class WriteBack:
         self._holder, self._scan, self._ids, self._fence = holder, scan, ids, scan.fence
         self._tenant_id, self._number = scan.tenant_id, holder.lease.number
         self._batch = Batch()
-        self._errors_kept = 0
+        self._kept: Counter[str] = Counter()
 
     def count(self, **counted: int) -> None:
         """Add to the shard's counters."""
@@ -133,14 +134,14 @@ class WriteBack:
         self.count(errors_total=1)
         self._keep(path, operation, error)
 
-    def skip(self, path: bytes, reason: str) -> None:
+    def skip(self, path: bytes, reason: str, operation: str = scans.SKIP) -> None:
         """A place that is left out on purpose."""
         self.count(skipped_total=1)
-        self._keep(path, scans.SKIP, reason)
+        self._keep(path, operation, reason)
 
     def _keep(self, path: bytes, operation: str, text: str) -> None:
-        self._errors_kept += 1
-        if self._errors_kept <= ERRORS_KEPT or operation == scans.MOUNT:  # the finish asks for that
+        self._kept[operation] += 1
+        if self._kept[operation] <= ERRORS_KEPT:  # of each kind some: the finish asks for that
             self._batch.errors.append((self._scan.id, scans.error_key(path, operation), path, operation, text))
 
     def _flush_if_full(self) -> None:

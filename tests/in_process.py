@@ -15,6 +15,7 @@ import ctypes
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -36,6 +37,7 @@ from tasks.app import App, Runtime
 from tasks.core import hashing
 from tasks.core import listing as core_listing
 from tasks.finish import finish
+from tasks.redis import document
 from tasks.scan_shard import scan_shard
 from tests import trees
 
@@ -90,6 +92,7 @@ class Eyes:
     folders: dict[int, int] = field(default_factory=dict)
     files: set[int] = field(default_factory=set)
     deadly: set[int] = field(default_factory=set)
+    reads: Counter[int] = field(default_factory=Counter)  # how often a file was read from, by inode
 
     def scandir(self, fd: int) -> Any:
         inode = os.fstat(fd).st_ino
@@ -101,6 +104,7 @@ class Eyes:
 
     def readv(self, fd: int, buffers: Any) -> int:
         inode = os.fstat(fd).st_ino
+        self.reads[inode] += 1
         if inode in self.deadly:
             raise Died
         if inode in self.files:
@@ -158,7 +162,9 @@ class InProcess:
         self._commit = type(engine.dialect).do_commit
         engine.dialect.do_commit = self._do_commit
         self._dies_at: tuple[int, bool] | None = None
-        self._redis = fakeredis.FakeRedis()
+        self.redis_server = fakeredis.FakeServer()
+        self.redis = fakeredis.FakeRedis(server=self.redis_server)
+        self.later_s = 0.0  # by so much Redis's clock is ahead
         self.racy = False
         self._new_process()
         with writing(self.engine) as connection:
@@ -177,7 +183,7 @@ class InProcess:
         runtime = Runtime(self.settings)
         # Unless the scan shall find everything touched just now, its clock is ahead: then all stamps are old.
         runtime.clock_ns = lambda: time.time_ns() + (0 if self.racy else AGED_NS)
-        runtime.__dict__.update(engine=self.engine, redis=self._redis)
+        runtime.__dict__.update(engine=self.engine, redis=self.redis)
         self._app.runtime = runtime
         self._app.set_current()
 
@@ -229,13 +235,19 @@ class InProcess:
 
     @contextlib.contextmanager
     def _seeing(self) -> Iterator[None]:
-        """With these eyes, and without what would only wait or send messages."""
-        eyes = self.eyes
+        """With these eyes and that clock, and without what would only wait or send messages."""
+        eyes, load = self.eyes, document.load
+
+        def load_later(client: Any, key: str) -> document.Loaded:
+            found = load(client, key)
+            return found._replace(now=found.now + self.later_s)
+
         with contextlib.ExitStack() as stack:
             for place, value in {
                 "tasks.scan_shard.nudge": lambda app: None,
                 "tasks.finish.nudge": lambda app: None,
                 "tasks.trouble.RETRY_DELAY_S": 0.0,
+                "tasks.redis.document.load": load_later,
             }.items():
                 stack.enter_context(mock.patch(place, value))
             for module, other in (

@@ -68,7 +68,7 @@ def test_an_entry_that_kills_is_left_alone_and_all_else_is_indexed(place: InProc
 
     document = place.document()
     assert document["state"] == "partial" and quarantined(place) == [path]
-    assert [(one["path"], "in quarantine" in one["error"]) for one in document["errors"]] == [(path.decode(), True)]
+    assert [(one["path"], "in quarantine" in one["reason"]) for one in document["skipped"]] == [(path.decode(), True)]
     expected = {name: entry for name, entry in listing(place.root).items() if not (name + b"/").startswith(path + b"/")}
     assert place.index() == expected == apply_feed(place.feed())
 

@@ -142,9 +142,7 @@ def outcome_of_hash(hashed: Hashed, entry: Entry, known: KnownFile | None, *, fe
                     profile: Profile, algorithm: str) -> Outcome:  # fmt: skip
     """Decide on a file that was hashed, or could not be. `entry` is what the hash was proven under."""
     if hashed.digest is None:
-        if known is None:
-            return Outcome(entry, None, None, hashed.unsettled, None, fence)  # invisible until it can be read
-        return outcome_as_known(entry.name, known)._replace(unsettled=hashed.unsettled)
+        return outcome_unread(entry, known, fence=fence)._replace(unsettled=hashed.unsettled)
     unsettled = hashed.unsettled or (Unsettled.RACY if racy(entry, now_ns, profile) else None)
     kind = _kind(entry, known, (hashed.digest, algorithm))
     if known is None:
@@ -152,6 +150,13 @@ def outcome_of_hash(hashed: Hashed, entry: Entry, known: KnownFile | None, *, fe
     changed = fence if kind is not None else known.changed
     because = moved_fields(entry, known, profile, algorithm)
     return Outcome(entry, hashed.digest, algorithm, unsettled, kind, changed, fence, because)
+
+
+def outcome_unread(entry: Entry, known: KnownFile | None, *, fence: int) -> Outcome:
+    """A file that was not read: what is recorded of it stays."""
+    if known is None:  # invisible until it can be read
+        return Outcome(entry, None, None, Unsettled.FAILED, None, fence)
+    return outcome_as_known(entry.name, known)._replace(unsettled=Unsettled.FAILED)
 
 
 def outcome_taken_over(entry: Entry, known: KnownFile, *, fence: int) -> Outcome:

@@ -96,6 +96,15 @@ class Tree:
             self._enter(components, at)
         return self._open[-1].fd
 
+    def mark(self, path: bytes) -> str | None:
+        """What stat shows of a directory that may not be entered itself; none: nothing."""
+        above, _, name = path.rpartition(b"/")
+        try:
+            found = os.stat(name, dir_fd=self.directory(above), follow_symlinks=False) if path else os.fstat(self.fd)
+        except (OSError, Missing, Shadowed, Ignored, OtherMount, Unreadable):
+            return None
+        return f"{found.st_mode} {found.st_ino} {found.st_ctime_ns}"
+
     @property
     def rules(self) -> Rules:
         """The rules that hold in the directory that was asked for last. Raises Unreadable."""

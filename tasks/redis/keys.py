@@ -15,6 +15,14 @@ class Keys:
         """Hash: what the workers of a running scan have done so far. Expires an hour after the last word."""
         return f"{self.prefix}progress:{scan_id}"
 
+    def breaker(self, tenant_id: int) -> str:
+        """Hash {version, document}: what failed lately of a tenant. Expires once nothing of it counts any more."""
+        return f"{self.prefix}breaker:{tenant_id}"
+
+    def watermark(self, tenant_id: int) -> str:
+        """Hash {fence, started_at, files}: the last complete scan of a tenant, for ever; refilled from the database."""
+        return f"{self.prefix}watermark:{tenant_id}"
+
     def mark(self) -> str:
         """String, for ever: it is gone where Redis was emptied, or a worker lost its connection. See mark.py."""
         return f"{self.prefix}mark"

@@ -1,0 +1,210 @@
+"""The breaker in Redis: one document a tenant, which outlives workers. Without Redis everything is tried.
+
+What it decides is said in tasks/core/breaker.py; here it is read at the start of a shard, asked without a call, and
+told what failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+
+from tasks.core import breaker
+from tasks.core.breaker import Covers, Entries, Entry, Failed, Key, Limits, State
+from tasks.redis import document
+from tasks.redis.keys import Keys
+from tasks.redis.outage import Outage
+
+log = logging.getLogger(__name__)
+
+# So many files are tried as the probe of an entry that stands for many.
+PROBES = 10
+# Redis is told at the latest after so many failures.
+TOLD_AFTER = 1_000
+
+
+def _dump(entries: Entries) -> str | None:
+    """As it is stored: JSON, paths as Latin-1 so that every byte survives."""
+    if not entries:
+        return None
+    return json.dumps(
+        [
+            [
+                key.covers,
+                key.path.decode("latin-1"),
+                one.failures,
+                one.error,
+                one.mark,
+                one.stamp_ns,
+                one.open_until,
+                one.probe_until,
+            ]
+            for key, one in entries.items()
+        ]
+    )
+
+
+def _load(text: str | None) -> Entries:
+    found: dict[Key, Entry] = {}
+    for covers, path, failures, *rest in json.loads(text or "[]"):
+        failed = tuple((int(fence), float(at)) for fence, at in failures)
+        found[Key(Covers(covers), path.encode("latin-1"))] = Entry(failed, *rest)
+    return found
+
+
+def read(client: redis.Redis, keys: Keys, tenant_id: int) -> tuple[Entries, float]:
+    """The entries of a tenant, and the time. Raises RedisError."""
+    found = document.load(client, keys.breaker(tenant_id))
+    return _load(found.text), found.now
+
+
+def change(client: redis.Redis, keys: Keys, tenant_id: int, limits: Limits,
+           decide: Callable[[Entries, float], Entries]) -> None:  # fmt: skip
+    """Replace a tenant's entries by what `decide(entries, now)` makes of them. Raises RedisError."""
+
+    told: list[tuple[Entries, Entries, float]] = []
+
+    def swap(text: str | None, now: float) -> str | None:
+        before = _load(text)
+        told[:] = [(before, decide(before, now), now)]
+        return _dump(told[0][1])
+
+    if document.change(client, keys.breaker(tenant_id), limits.window_s + limits.open_s, swap):
+        _tell(tenant_id, *told[0])
+
+
+def reset(client: redis.Redis, keys: Keys, tenant_id: int, path: bytes | None, limits: Limits) -> int:
+    """Forget what is known of a path (None: of all paths of the tenant); how many entries. Raises RedisError."""
+    removed = 0
+
+    def without(entries: Entries, _now: float) -> Entries:
+        nonlocal removed
+        kept = {key: entry for key, entry in entries.items() if path is not None and key.path != path}
+        removed = len(entries) - len(kept)
+        return kept
+
+    change(client, keys, tenant_id, limits, without)
+    return removed
+
+
+def _tell(tenant_id: int, before: Entries, after: Entries, now: float) -> None:
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        was = State.CLOSED if old is None else old.state(now)
+        state = State.CLOSED if new is None else new.state(now)
+        if was != state:
+            path, known = os.fsdecode(key.path), new or old
+            assert known is not None
+            log.warning("tenant %d: breaker %s for %s %r: %s", tenant_id, state, key.covers, path, known.error)
+
+
+def until(at: float) -> str:
+    """A time, for people."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Breaker:
+    """The breaker of a tenant as one shard of a scan sees it. `clock_s` is a monotonic clock."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, outage: Outage, tenant_id: int, fence: int, limits: Limits,
+                 clock_s: Callable[[], float]) -> None:  # fmt: skip
+        self._client, self._keys, self._outage, self._tenant_id = client, keys, outage, tenant_id
+        self._fence, self._limits, self._clock_s = fence, limits, clock_s
+        self._entries: Entries = {}
+        self._ahead_s = 0.0  # of our clock
+        self._probes: dict[Key, int] = {}
+        self._failed: list[Failed] = []
+        self._succeeded: list[Key] = []
+        self._try(self._read)
+
+    @property
+    def knows_of_any(self) -> bool:
+        """Did anything of this tenant fail lately?"""
+        return bool(self._entries)
+
+    def has(self, key: Key) -> bool:
+        """Is there an entry of exactly that?"""
+        return key in self._entries
+
+    def refuses(self, key: Key, mark: str | None, *, failed_before: bool = True,
+                stamp_ns: int = 0) -> str | None:  # fmt: skip
+        """Why this must not be tried; None: it may be, since it is closed, has changed, or is the probe.
+
+        `mark` and `stamp_ns` are what stat shows of it now; `failed_before`: it is one of those that an entry of many
+        stands for.
+        """
+        own = breaker.covering(self._entries, key)
+        entry = self._entries.get(own)
+        if entry is None or entry.open_until is None:
+            return None
+        has_changed = entry.mark != mark if own == key else not failed_before or stamp_ns > entry.stamp_ns
+        now = self._clock_s() - self._ahead_s
+        if has_changed or entry.state(now) == State.CLOSED or (
+            entry.state(now) == State.HALF_OPEN and self._is_probe(own)
+        ):  # fmt: skip
+            return None
+        if entry.state(now) == State.OPEN:
+            return f"breaker open until {until(entry.open_until)}: {entry.error}"
+        return f"breaker half-open, a probe is under way: {entry.error}"
+
+    def _is_probe(self, key: Key) -> bool:
+        if key not in self._probes:
+            self._probes[key] = 0
+            self._try(lambda: self._take_probe(key))
+        self._probes[key] -= 1
+        return self._probes[key] >= 0
+
+    def _take_probe(self, key: Key) -> None:
+        def take(entries: Entries, now: float) -> Entries:
+            probed = breaker.probed(entries, key, now)
+            self._probes[key] = 0 if probed is None else PROBES if key.covers == Covers.FILES else 1
+            return entries if probed is None else probed
+
+        change(self._client, self._keys, self._tenant_id, self._limits, take)
+
+    def failed(self, event: Failed) -> None:
+        """It was tried and failed."""
+        self._failed.append(event)
+        if len(self._failed) >= TOLD_AFTER:
+            self.tell()
+
+    def succeeded(self, key: Key) -> None:
+        """It was tried and did not fail."""
+        if self._entries and breaker.covering(self._entries, key) in self._entries:
+            self._succeeded.append(key)
+
+    def tell(self) -> None:
+        """Tell Redis what was found since the last time."""
+        if self._failed or self._succeeded:
+            self._try(self._write)
+
+    def _write(self) -> None:
+        failed, succeeded = self._failed, self._succeeded
+        self._failed, self._succeeded = [], []
+
+        def decide(entries: Entries, now: float) -> Entries:
+            closed = breaker.succeeded(entries, succeeded, now, self._limits)
+            return breaker.failed(closed, failed, self._fence, now, self._limits)
+
+        change(self._client, self._keys, self._tenant_id, self._limits, decide)
+        self._read()
+
+    def _read(self) -> None:
+        self._entries, now = read(self._client, self._keys, self._tenant_id)
+        self._ahead_s = self._clock_s() - now
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        if self._outage.paused:
+            return
+        try:
+            call()
+        except redis.RedisError as error:
+            self._outage.failed("the breaker lets everything through", error)
+        else:
+            self._outage.over()
