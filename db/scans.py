@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
 from db.tables import changes, directories, scan_errors, scans, shards, tenants, vanished
-from db.types import Kind, ScanState, Strategy, Trigger, UsageError, new_scan_id
+from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,21 @@ def any_running(connection: Connection, tenant_id: int) -> bool:
     """Has the tenant a running scan?"""
     query = select(scans.c.id).where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.RUNNING)
     return connection.execute(query).first() is not None
+
+
+def with_nothing_left(connection: Connection) -> Sequence[str]:
+    """Running scans whose finish waits although all other shards are settled."""
+    finish, other = shards.alias(), shards.alias()
+    is_open = select(other.c.number).where(
+        other.c.scan_id == finish.c.scan_id, other.c.number != 0, other.c.state.not_in(SETTLED_SHARDS)
+    )
+    query = (
+        select(finish.c.scan_id)
+        .join(scans, scans.c.id == finish.c.scan_id)
+        .where(scans.c.state == ScanState.RUNNING, finish.c.number == 0, finish.c.state == ShardState.WAITING)
+        .where(~is_open.exists())
+    )
+    return [str(row.scan_id) for row in connection.execute(query)]
 
 
 def set_running(connection: Connection, scan_id: str, *, fence: int, strategy: Strategy, reason: str,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
@@ -139,11 +139,11 @@ def _patterns(given: Sequence[str]) -> list[str]:
     return [pattern for pattern in given if pattern]
 
 
-def _refuse_overlap(connection: Connection, root: bytes) -> None:
+def _refuse_overlap(connection: Connection, root: bytes, but: int | None = None) -> None:
     # Two indexes of one place would each call the other's view their own; and one tenant could read another's files.
     _one_at_a_time(connection)
     for other in list_all(connection):
-        if _is_inside(root, other.root) or _is_inside(other.root, root):
+        if other.id != but and (_is_inside(root, other.root) or _is_inside(other.root, root)):
             how = "is" if root == other.root else "is inside" if _is_inside(root, other.root) else "contains"
             shown, theirs = _show(root), _show(other.root)
             raise UsageError(
@@ -203,10 +203,14 @@ def lock(connection: Connection, tenant_id: int) -> None:
 
 
 def change(connection: Connection, tenant_id: int, **values: Any) -> None:
-    """Set columns: tier, interval_s, algorithm, ignore (a list of patterns), gitignore, cross_mounts, large_file,
-    large_file_bytes, deletion_limit, enabled, next_scan_at. Raises UsageError for a bad value.
+    """Set columns: root (which may then be another place), tier, interval_s, algorithm, ignore (a list of patterns),
+    gitignore, cross_mounts, large_file, large_file_bytes, deletion_limit, enabled, next_scan_at. Raises UsageError for
+    a bad value.
     """
     values = _checked(**values)
+    if "root" in values:
+        _refuse_overlap(connection, values["root"], but=tenant_id)
+        values |= {"filesystem": None, "root_inode": None}
     if "large_file" in values and values.get("large_file_bytes") is None:
         known = connection.execute(select(tenants.c.large_file_bytes).where(tenants.c.id == tenant_id)).scalar()
         _require_large_size(values["large_file"], known)
@@ -227,14 +231,18 @@ def due(connection: Connection, limit: int) -> Sequence[Tenant]:
     """Enabled tenants whose next scan's time has come or was never set, locked; those that another tick holds are
     left to it.
     """
-    query = (
-        select(*_COLUMNS)
-        .where(tenants.c.enabled, or_(tenants.c.next_scan_at.is_(None), tenants.c.next_scan_at <= clock()))
-        .order_by(tenants.c.next_scan_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    query = _due(select(*_COLUMNS), limit).with_for_update(skip_locked=True)
     return [_tenant(row) for row in connection.execute(query).mappings()]
+
+
+def due_now(connection: Connection, limit: int) -> Sequence[int]:
+    """The ids of the same, not locked."""
+    return list(connection.execute(_due(select(tenants.c.id), limit)).scalars())
+
+
+def _due(query: Select[Any], limit: int) -> Select[Any]:
+    time_has_come = or_(tenants.c.next_scan_at.is_(None), tenants.c.next_scan_at <= clock())
+    return query.where(tenants.c.enabled, time_has_come).order_by(tenants.c.next_scan_at).limit(limit)
 
 
 def next_fence(connection: Connection, tenant_id: int) -> int:
@@ -262,6 +270,18 @@ def move_watermark(connection: Connection, tenant_id: int, *, fence: int, starte
     connection.execute(
         query.values(watermark_fence=fence, watermark_started_at=started_at, watermark_files=files)
     )  # fmt: skip
+
+
+def watermarks(connection: Connection, after: int, limit: int) -> Sequence[tuple[int, int, datetime, int]]:
+    """The watermarks of tenants with a greater id, by id: (tenant, fence, started_at, files)."""
+    t = tenants.c
+    query = (
+        select(t.id, t.watermark_fence, t.watermark_started_at, t.watermark_files)
+        .where(t.id > after, t.watermark_fence.is_not(None))
+        .order_by(t.id)
+        .limit(limit)
+    )
+    return [tuple(row) for row in connection.execute(query)]
 
 
 def note_root(connection: Connection, tenant_id: int, *, filesystem: str, inode: int | None) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
 from db import changes, scans
 from db.changes import Change
+from db.quarantine import Quarantined
 from db.scans import Scan
 from db.tenants import Tenant
 from db.tree import IndexedFile
 from db.types import ENDED
+from tasks.core.breaker import Entry, Key
 from tasks.core.profile import profile_named
 
 LISTED_ERRORS = 100
@@ -130,3 +132,33 @@ def _content(digest: bytes | None, algorithm: str | None, target: bytes | None) 
     if target is not None:
         return text_of("target", target)
     return {"digest": None if digest is None else digest.hex(), "algorithm": algorithm}
+
+
+def breaker_document(tenant: str, key: Key, entry: Entry, now: float) -> dict[str, Any]:
+    """An entry of the breaker at a time of Redis's clock."""
+    return {
+        "tenant": tenant,
+        **text_of("path", key.path),
+        "covers": str(key.covers),
+        "state": str(entry.state(now)),
+        "failures": len(entry.failures),
+        "failed_at": _moment(entry.failed_at),
+        "open_until": _moment(entry.open_until),
+        "error": entry.error,
+    }
+
+
+def quarantine_document(one: Quarantined) -> dict[str, Any]:
+    """An entry in quarantine."""
+    return {
+        "tenant": one.tenant,
+        **text_of("path", one.path),
+        "reason": one.reason,
+        "since": timestamp(one.since),
+        "until": timestamp(one.until),
+        "fence": one.fence,
+    }
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else timestamp(datetime.fromtimestamp(seconds, UTC))

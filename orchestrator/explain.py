@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping
 
-from db import explanations
+from db import explanations, quarantine
 from db.scans import LEFT_OUT
 from db.tenants import Tenant
 from db.types import FileType, Unsettled
 from orchestrator.documents import text_of
+from tasks.core.breaker import Covers, Entries, Key, ancestors
 from tasks.core.compare import TAKEN_OVER
 from tasks.core.filesystem import Ignored, Missing, OtherMount, Shadowed, Unreadable, kind_of
 from tasks.core.ignore import Rule
 from tasks.core.profile import Profile, profile_named
 from tasks.core.walk import Tree
+from tasks.redis.breaker import until
 from tasks.scan_shard import rule_sources
 
 _UNSETTLED = {
@@ -27,13 +30,17 @@ _UNSETTLED = {
 }
 
 
-def explain(connection: Connection, tenant: Tenant, path: bytes) -> dict[str, Any]:
-    """One word (`status`) and a sentence for a path, relative to the root or absolute."""
+def explain(connection: Connection, tenant: Tenant, path: bytes, failing: Entries = MappingProxyType({}),
+            now: float = 0.0) -> dict[str, Any]:  # fmt: skip
+    """One word (`status`) and a sentence for a path, relative to the root or absolute. `failing`: the breaker's entries
+    at the time `now`, where they are known.
+    """
     relative = _below(tenant.root, path)
     if relative is None:
         root = os.fsdecode(tenant.root)
         return _told(tenant, path, "outside", f"it is not under the tenant's root, {root!r}, and is never looked at")
     status, sentence = _status(connection, tenant, relative)
+    sentence += _breaker(failing, now, relative, status)
     try:
         Tree(tenant.root).close()
     except Unreadable as error:
@@ -58,10 +65,17 @@ def _status(connection: Connection, tenant: Tenant, path: bytes) -> tuple[str, s
     row = explanations.file(connection, tenant.id, above["id"], name) if above is not None and path else None
     itself = explanations.directory(connection, tenant.id, path)
     sources = rule_sources(tenant)
+    quarantined = quarantine.reasons(connection, tenant.id)
     trouble = explanations.trouble(connection, tenant.id, path, sources.names)
     rule, live = _look(tenant, path)
     if rule is not None:
         return "ignored", _ignored(rule, path)
+    for place in (path, *ancestors(path)):
+        if place in quarantined:
+            return "quarantined", (
+                f"{_at(place, path)}in quarantine: {quarantined[place]}; "
+                f"`strandline quarantine release {tenant.name} …` lets it be looked at again"
+            )
     if trouble is not None and trouble.operation in LEFT_OUT:
         return "skipped", f"{_at(trouble.path, path)}{trouble.error}"
     if trouble is not None:
@@ -96,6 +110,19 @@ def _look(tenant: Tenant, path: bytes) -> tuple[Rule | None, tuple[str, str]]:
         return None, ("absent", "nothing is recorded of it, and it is not there")
     except Unreadable as error:
         return None, ("unknown", f"nothing is recorded of it, and it cannot be looked at from here: {error.error}")
+
+
+def _breaker(failing: Entries, now: float, path: bytes, status: str) -> str:
+    """What the breaker says of a path: of itself, of a directory above it that is not entered, of files that fail."""
+    keys = [Key(Covers.FILE, path), *(Key(Covers.DIRECTORY, place) for place in (path, *ancestors(path)))]
+    if status in (Unsettled.FAILED, "unknown", "skipped"):
+        keys += [Key(Covers.FILES, place) for place in ancestors(path)]
+    for key in keys:
+        entry = failing.get(key)
+        if entry is not None and entry.open_until is not None:
+            where = f" for the {key.covers} {os.fsdecode(key.path)!r}" if key.path != path else ""
+            return f"; the breaker is {entry.state(now)}{where} until {until(entry.open_until)}, then it is probed"
+    return ""
 
 
 def _describe(kind: str | None) -> tuple[str, str]:

@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Container
 from datetime import UTC, datetime
 
+import redis
 from sqlalchemy import Engine
 
 from db import scans, tenants
-from db.engine import writing
+from db.engine import reading, writing
 from db.types import Trigger
 from orchestrator.dispatch import dispatch
+from orchestrator.reaper import reap
+from orchestrator.refill import refill
 from orchestrator.schedule import next_slot
 from orchestrator.start import start_queued
-from tasks.app import App
+from tasks.app import App, Runtime
+from tasks.redis import breaker
 from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
 
 DUE_AT_ONCE = 100
 
 
 def tick(app: App, engine: Engine, settings: Settings) -> int:
     """One pass; the number of shards that were sent."""
-    request_due(engine, settings)
+    refused = look_at_redis(app.runtime, engine)
+    request_due(engine, settings, refused)
     start_queued(engine, settings)
+    reap(engine)
     return dispatch(app, engine, settings.window)
 
 
-def request_due(engine: Engine, settings: Settings) -> int:
-    """Ask for a scan of each tenant whose time has come; how many. Missed slots are not made up for."""
+def look_at_redis(runtime: Runtime, engine: Engine) -> Container[int]:
+    """Fill it in where it was emptied; the tenants that are due, and whose root the breaker leaves alone."""
+    if runtime.outage.paused:
+        return ()
+    with reading(engine) as connection:  # not locked: nobody waits while Redis is asked
+        due = tenants.due_now(connection, DUE_AT_ONCE)
+    try:
+        refill(runtime.redis, runtime.keys, engine)
+        return breaker.roots_open(runtime.redis, runtime.keys, due)
+    except redis.RedisError as error:
+        runtime.outage.failed("the breaker lets every tenant through", error)
+        return ()
+
+
+def request_due(engine: Engine, settings: Settings, refused: Container[int] = ()) -> int:
+    """Ask for a scan of each tenant whose time has come, but for those that are refused; how many have had their time.
+    Missed slots are not made up for.
+    """
     now = datetime.now(UTC)
     with writing(engine) as connection:
         due = tenants.due(connection, DUE_AT_ONCE)
         for tenant in due:
             following = next_slot(tenant.id, tenant.interval_s, now, settings.stagger_window_s)
-            if tenant.next_scan_at is not None:
+            if tenant.id in refused:
+                log.warning("tenant %s is not scanned: its root fails, and the breaker is open", tenant.name)
+            elif tenant.next_scan_at is not None:
                 scans.request(connection, tenant.id, trigger=Trigger.SCHEDULE)
             tenants.change(connection, tenant.id, next_scan_at=following)
     return len(due)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import redis
 from celery import current_app, shared_task
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -22,6 +23,7 @@ from tasks.core.walk import Tree
 from tasks.deletions import Deletions
 from tasks.keeper import Keeper
 from tasks.lease import Holder
+from tasks.redis import watermark
 from tasks.scan_shard import peak_memory_bytes
 from tasks.trouble import database_failed
 
@@ -113,7 +115,9 @@ def _publish(runtime: Runtime, holder: Holder, tenant: Tenant, place: Place | No
     with writing(runtime.engine) as connection:
         tenants.lock(connection, tenant.id)
         scan = scans.lock(connection, holder.lease.scan_id)
-        assert scan is not None and scan.fence is not None and scan.started_at is not None
+        if scan is None:
+            raise LeaseLost(f"scan {holder.lease.scan_id} is no more")
+        assert scan.fence is not None and scan.started_at is not None
         shards.complete(connection, holder.lease, peak_memory_bytes=peak_memory_bytes())
         state = _state(connection, scan)
         scans.publish(connection, scan, state)
@@ -130,10 +134,24 @@ def _publish(runtime: Runtime, holder: Holder, tenant: Tenant, place: Place | No
             )  # fmt: skip
             if place is not None:
                 tenants.note_root(connection, tenant.id, filesystem=place.filesystem, inode=place.inode)
+    _tell_watermark(runtime, tenant.id)
     log.info(
         "tenant %s: scan %s %s, %d files, %d added, %d modified, %d deleted",
         tenant.name, scan.id, state, ended.files, ended.added, ended.modified, ended.deleted,
     )  # fmt: skip
+
+
+def _tell_watermark(runtime: Runtime, tenant_id: int) -> None:
+    """Let every node see it. Where Redis is away, the next complete scan tells, or whoever fills Redis again."""
+    with reading(runtime.engine) as connection:
+        found = tenants.by_id(connection, tenant_id)
+    if found is None or found.watermark_fence is None or found.watermark_started_at is None:
+        return
+    known = (tenant_id, found.watermark_fence, found.watermark_started_at, found.watermark_files or 0)
+    try:
+        watermark.move(runtime.redis, runtime.keys, [known])
+    except redis.RedisError as error:
+        runtime.outage.failed("a watermark is not told", error)
 
 
 def _state(connection: Connection, scan: Scan) -> ScanState:

@@ -120,7 +120,8 @@ def _complete(runtime: Runtime, lease: shards.Lease, pipeline: Pipeline, rest: F
     """Done: the rest becomes new shards, and the finish ready if this was the last, in one transaction."""
     with writing(runtime.engine) as connection:
         scan = scans.lock(connection, lease.scan_id)
-        assert scan is not None
+        if scan is None:
+            raise LeaseLost(f"scan {lease.scan_id} is no more")
         shards.renew(connection, lease, runtime.settings.lease_s)
         parts = [part for piece in pipeline.pieces for part in piece.shared_out(FAN_OUT)]
         shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue)

@@ -23,6 +23,8 @@ COMMANDS = {
     "changes": ("feed", "changes", "The change feed."),
     "files": ("feed", "files", "The index: one object a file."),
     "explain": ("feed", "explain", "Why a path was or was not hashed, skipped or reported."),
+    "breaker": ("left_alone", "breaker", "What failed lately and is left alone for that; reset it."),
+    "quarantine": ("left_alone", "quarantine", "What is not touched since whoever did so died; release it."),
     "status": ("cluster", "status", "The cluster at a glance: scans, backlog, workers."),
     "config": ("cluster", "config", "Settings: name, value, default and where it came from."),
     "worker": ("processes", "worker", "Run a worker (what a container runs)."),

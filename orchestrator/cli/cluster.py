@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from db import scans, shards, tenants
+from db import quarantine, scans, shards, tenants
 from db.engine import reading
-from db.types import ScanState
-from orchestrator.cli.common import database, json_option, print_json, settings_of, state_option
+from db.types import ScanState, StrandlineError
+from orchestrator.cli.common import coordination, database, json_option, print_json, settings_of, state_option
 from orchestrator.stack.state import StateFolder
 from tasks import settings as all_settings
 
@@ -37,19 +37,49 @@ def status(state: str | None, as_json: bool) -> None:
             "running": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.RUNNING)],
             "queued": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.QUEUED)],
             "backlog": shards.backlog(connection),
+            "quarantined": len(quarantine.listed(connection, None)),
         }
     redis_url = settings.redis_url or (running.redis_url if running is not None else None)
     document["workers"] = _workers(settings.model_copy(update={"redis_url": redis_url})) if redis_url else []
+    document["redis"] = _redis(settings.model_copy(update={"redis_url": redis_url}), list(names)) if redis_url else None
     document["flower"] = running.flower if running is not None else None
     if as_json:
         print_json(document)
         return
     for key, value in document.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{count} {name}" for name, count in value.items())
+            value = ", ".join(_pair(name, one) for name, one in value.items())
         elif isinstance(value, list):
             value = ", ".join(one["name"] if isinstance(one, dict) else one for one in value) or "none"
-        click.echo(f"{key:<9} {'-' if value is None else value}")
+        click.echo(f"{key:<12} {'-' if value is None else value}")
+
+
+def _pair(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{name} " + " ".join(f"{count} {state}" for state, count in value.items())
+    return f"{value} {name}" if isinstance(value, int) else f"{name} {value}"
+
+
+def _redis(settings: all_settings.Settings, tenant_ids: list[int]) -> dict[str, Any] | None:
+    """What Redis knows: since when, of how many watermarks, and how many entries of breakers are in which state."""
+    from collections import Counter
+
+    from tasks.redis import breaker, watermark
+
+    try:
+        with coordination(settings) as (client, keys):
+            filled: Any = client.get(keys.filled())
+            states = Counter[str]()
+            for entries, now in breaker.read_all(client, keys, tenant_ids):
+                states.update(str(entry.state(now)) for entry in entries.values())
+            return {
+                "filled_at": None if filled is None else filled.decode(),
+                "watermarks": len(watermark.read(client, keys, tenant_ids)),
+                "breaker": {state: states[state] for state in ("closed", "open", "half-open")},
+            }
+    except StrandlineError as error:
+        click.echo(f"strandline: {error}", err=True)
+        return None
 
 
 def _workers(settings: all_settings.Settings) -> list[dict[str, Any]]:

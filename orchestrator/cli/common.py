@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+import redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from db import schema
 from db.engine import connect
-from db.types import UsageError
+from db.types import StrandlineError, UsageError
 from orchestrator.stack.state import StateFolder
 from tasks import settings as all_settings
+from tasks.redis.connection import Address
+from tasks.redis.keys import Keys
 from tasks.settings import Settings
 
 Command = Callable[..., Any]
@@ -55,6 +58,24 @@ def database(settings: Settings) -> Iterator[Engine]:
             yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def coordination(settings: Settings) -> Iterator[tuple[redis.Redis, Keys]]:
+    """The Redis that a command talks to. Raises UsageError where there is none, StrandlineError where it fails."""
+    url = settings.redis_url
+    if not url:
+        running = StateFolder(settings.state_dir).running()
+        if running is None:
+            raise UsageError("no stack runs, and the breaker of an embedded one ends with it; see --state")
+        url = running.redis_url
+    client = Address.of(settings.model_copy(update={"redis_url": url})).client()
+    try:
+        yield client, Keys(settings.redis_prefix)
+    except redis.RedisError as error:
+        raise StrandlineError(f"Redis does not do as asked: {error}; see STRANDLINE_REDIS_URL") from error
+    finally:
+        client.close()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from db import changes as feed
 from db import scans as all_scans
 from db import tenants, tree
 from db.engine import reading
+from db.types import StrandlineError
 from orchestrator.cli.common import (
+    coordination,
     database,
     escaped,
     json_option,
@@ -149,11 +152,18 @@ def explain(name: str, path: str, state: str | None, as_json: bool) -> None:
     Example: strandline explain notes letters/draft.md
     """
     from orchestrator.explain import explain as explained
+    from tasks.redis import breaker
 
     settings = settings_of(state)
     refuse_unknown_state(settings)
-    with database(settings) as engine, reading(engine) as connection:
-        document = explained(connection, tenants.get(connection, name), path_bytes(path))
+    with database(settings) as engine:
+        with reading(engine) as connection:
+            tenant = tenants.get(connection, name)
+        failing: Any = {}, 0.0
+        with contextlib.suppress(StrandlineError), coordination(settings) as (client, keys):
+            failing = breaker.read(client, keys, tenant.id)
+        with reading(engine) as connection:
+            document = explained(connection, tenant, path_bytes(path), *failing)
     if as_json:
         print_json(document)
     else:

@@ -12,6 +12,7 @@ from db import tenants
 from db.engine import reading, writing
 from db.tenants import ALGORITHMS, LARGE_FILE, TIERS
 from db.types import UsageError
+from orchestrator.change import change_tenant
 from orchestrator.cli.common import (
     database,
     escaped,
@@ -140,16 +141,20 @@ def show(name: str, state: str | None, as_json: bool) -> None:
 
 @tenant.command("set")
 @click.argument("name")
+@click.option("--root", metavar="PATH", help="The folder is at another place now.")
 @_policy
 @state_option
 @json_option
-def set_(name: str, state: str | None, as_json: bool, **policy: Any) -> None:
-    """Change how tenant NAME is scanned. Another algorithm hashes everything again.
+def set_(name: str, root: str | None, state: str | None, as_json: bool, **policy: Any) -> None:
+    """Change how tenant NAME is scanned; a scan that runs is cancelled for that, and another asked for. Another
+    algorithm hashes everything again.
 
     \b
     Example: strandline tenant set notes --interval 60
     """
     values = _given(policy)
+    if root is not None:
+        values["root"] = checked_root(path_bytes(root), settings_of(state))
     if not values:
         raise UsageError("nothing to set: give at least one option; --help shows them")
     if "interval_s" in values:
@@ -204,11 +209,11 @@ def _change(name: str, state: str | None, **values: Any) -> dict[str, Any]:
     refuse_unknown_state(settings)
     with database(settings) as engine, writing(engine) as connection:
         known = tenants.get(connection, name)
-        if "ignore" in values:
-            own = own_patterns(known.root, settings)
-            values["ignore"] = own + [one for one in values["ignore"] if one not in own]
-        tenants.change(connection, known.id, **values)
-        return tenant_document(tenants.get(connection, name))
+        if "ignore" in values or "root" in values:
+            was, own = own_patterns(known.root, settings), own_patterns(values.get("root", known.root), settings)
+            given = values.get("ignore", known.patterns)
+            values["ignore"] = own + [one for one in given if one not in was + own]
+        return tenant_document(change_tenant(connection, name, **values))
 
 
 def _show(document: dict[str, Any], as_json: bool) -> None:

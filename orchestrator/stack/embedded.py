@@ -15,12 +15,14 @@ from sqlalchemy import Engine
 from db import schema, shards
 from db.engine import connect, writing
 from db.types import StrandlineError
+from orchestrator.refill import refill
 from orchestrator.stack import broker, processes, roles
 from orchestrator.stack.processes import Child, Logs
 from orchestrator.stack.state import Running, StateFolder
 from tasks.app import App, make_app
 from tasks.redis import policy
 from tasks.redis.connection import Address, unix_url
+from tasks.redis.keys import Keys
 from tasks.settings import Settings
 
 DRAINS_WITHIN_S = 20.0
@@ -61,6 +63,7 @@ class Stack:
         self._prepare_database()
         if self._own_broker:
             broker.wait(self._socket, self._children["broker"])
+            self._fill_broker()
         address = Address.of(self.settings)
         with address.client() as client:
             policy.await_fit(client, address, BROKER_WITHIN_S)
@@ -80,6 +83,15 @@ class Stack:
             self._give_back_shards(engine)
         finally:
             engine.dispose()
+
+    def _fill_broker(self) -> None:
+        # It keeps nothing on disk. Closed again, as the database is.
+        engine, client = connect(self.settings.database_url), Address.of(self.settings).client()
+        try:
+            refill(client, Keys(self.settings.redis_prefix), engine, expected=True)
+        finally:
+            engine.dispose()
+            client.close()
 
     @staticmethod
     def _give_back_shards(engine: Engine) -> None:

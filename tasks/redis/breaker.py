@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
 
 from tasks.core import breaker
-from tasks.core.breaker import Covers, Entries, Entry, Failed, Key, Limits, State
+from tasks.core.breaker import ROOT, Covers, Entries, Entry, Failed, Key, Limits, State
 from tasks.redis import document
 from tasks.redis.keys import Keys
 from tasks.redis.outage import Outage
@@ -62,6 +62,22 @@ def read(client: redis.Redis, keys: Keys, tenant_id: int) -> tuple[Entries, floa
     """The entries of a tenant, and the time. Raises RedisError."""
     found = document.load(client, keys.breaker(tenant_id))
     return _load(found.text), found.now
+
+
+def read_all(client: redis.Redis, keys: Keys, tenant_ids: Sequence[int]) -> Iterator[tuple[Entries, float]]:
+    """The entries of these tenants, in the same order, and the time. Raises RedisError."""
+    with client.pipeline(transaction=False) as pipeline:
+        for tenant_id in tenant_ids:
+            pipeline.exists(keys.breaker(tenant_id))
+        known = pipeline.execute()
+    for tenant_id, exists in zip(tenant_ids, known, strict=True):
+        yield read(client, keys, tenant_id) if exists else ({}, 0.0)
+
+
+def roots_open(client: redis.Redis, keys: Keys, tenant_ids: Sequence[int]) -> set[int]:
+    """Those of these tenants whose root must not be tried now. Raises RedisError."""
+    found = zip(tenant_ids, read_all(client, keys, tenant_ids), strict=True)
+    return {one for one, (entries, now) in found if ROOT in entries and entries[ROOT].state(now) == State.OPEN}
 
 
 def change(client: redis.Redis, keys: Keys, tenant_id: int, limits: Limits,

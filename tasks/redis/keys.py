@@ -20,8 +20,12 @@ class Keys:
         return f"{self.prefix}breaker:{tenant_id}"
 
     def watermark(self, tenant_id: int) -> str:
-        """Hash {fence, started_at, files}: the last complete scan of a tenant, for ever; refilled from the database."""
+        """Hash {fence, started_at, files}: the last complete scan of a tenant. Expires 30 days after it."""
         return f"{self.prefix}watermark:{tenant_id}"
+
+    def filled(self) -> str:
+        """String, for ever: when Redis was last filled from the database, RFC 3339."""
+        return f"{self.prefix}filled"
 
     def mark(self) -> str:
         """String, for ever: it is gone where Redis was emptied, or a worker lost its connection. See mark.py."""
