@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import select, update
 
-from db import changes, scans, shards, tenants, tree
+from db import changes, quarantine, scans, shards, tenants, tree
 from db.clock import clock
 from db.engine import reading, writing
 from db.tables import metadata
@@ -186,6 +186,7 @@ def fill(engine, tenant):
         losses = metadata.tables["losses"]
         loss = {"key": b"", "inode": 1, "gone": True, "directory_id": 1, "name": b"f", "counted": True}
         connection.execute(losses.insert().values(scan_id=scan.id, **loss))
+        quarantine.add(connection, tenant.id, b"p", "it died", fence=1, for_s=None)
         ranges = metadata.tables["directory_ranges"]
         connection.execute(ranges.insert().values(tenant_id=tenant.id, directory_id=1, number=0))
     return scan

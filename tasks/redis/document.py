@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
 
-_LOAD = (Path(__file__).parent / "load.lua").read_text()
-_SWAP = (Path(__file__).parent / "swap.lua").read_text()
+from tasks.redis.script import script
+
+_LOAD = script("load")
+_SWAP = script("swap")
 # Whoever lost the race so often does without: somebody else is changing it all the time.
 TRIES = 50
 

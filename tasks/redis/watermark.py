@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
 
 from tasks.redis.keys import Keys
+from tasks.redis.script import script
 
-_MOVE = (Path(__file__).parent / "watermark.lua").read_text()
+_MOVE = script("watermark")
 # A tenant that is no more is forgotten after so long; one that is scanned is written again and again.
 LIFE_S = 30 * 86400
 
