@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from kombu.exceptions import OperationalError
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from db import shards, tenants
-from db.engine import writing
+from db.engine import write
 from db.shards import FINISH, Sendable
 from tasks.app import EXPIRES_S, App
 
@@ -20,21 +20,25 @@ def dispatch(app: App, engine: Engine, window: int) -> int:
     """Send as many ready shards as the window has room for; how many. They are marked before they are sent, and
     unmarked where the broker does not answer: a message too many does no harm, one too few costs a tick.
     """
-    with writing(engine) as connection:
-        free = window - shards.in_flight(connection)
-        batch = shards.sendable(connection, free) if free > 0 else []
-        if not batch:
-            return 0
-        shards.mark_sent(connection, batch, EXPIRES_S)
-        tenants.note_served(connection, [shard.tenant_id for shard in batch])
+    batch = write(engine, _mark, window)
+    if not batch:
+        return 0
     try:
         _send(app, batch)
     except (OperationalError, OSError) as error:
         log.warning("nothing could be sent, the broker does not answer: %s", error)
-        with writing(engine) as connection:
-            shards.mark_sent(connection, batch, None)
+        write(engine, shards.mark_sent, batch, None)
         return 0
     return len(batch)
+
+
+def _mark(connection: Connection, window: int) -> Sequence[Sendable]:
+    free = window - shards.in_flight(connection)
+    batch = shards.sendable(connection, free) if free > 0 else []
+    if batch:
+        shards.mark_sent(connection, batch, EXPIRES_S)
+        tenants.note_served(connection, [shard.tenant_id for shard in batch])
+    return batch
 
 
 def _send(app: App, batch: Sequence[Sendable]) -> None:

@@ -7,13 +7,14 @@ import os
 import resource
 
 from celery import current_app, shared_task
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection
 
-from db import scans, shards, tenants, tree
-from db.engine import writing
+from db import scans, shards, tree
+from db.engine import write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import LeaseLost, ScanState, StaleDirectory
+from tasks import outage
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.core import filesystem
@@ -21,10 +22,10 @@ from tasks.core.ignore import Rules, RuleSet
 from tasks.core.rule_sources import GIT_RULE_FILE, RULE_FILE, RuleSources
 from tasks.core.walk import Tree
 from tasks.frontier import Frontier
-from tasks.lease import Holder
+from tasks.lease import Holder, claim
 from tasks.pipeline import Pipeline
 from tasks.redis.progress import Progress
-from tasks.trouble import database_failed, give_back
+from tasks.trouble import database_failed, give_back, outlast
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,13 @@ ATTEMPTS = 5
 def scan_shard(scan_id: str, number: int) -> None:
     """Work on one shard, if it is to be had."""
     runtime: Runtime = current_app.runtime
-    with writing(runtime.engine) as connection:
-        lease = shards.claim(connection, scan_id, number, runtime.settings.lease_s)
-        scan = scans.get(connection, scan_id)
-        tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
-    if lease is None or scan is None or tenant is None:
-        return
+    with outage.here.borne(runtime.engine):
+        claimed = outlast(write, runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
+        if claimed is not None:
+            _settle(runtime, *claimed)
+
+
+def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
     try:
         _work(runtime, lease, scan, tenant)
     except LeaseLost as error:
@@ -53,14 +55,15 @@ def scan_shard(scan_id: str, number: int) -> None:
         fail(runtime, scan, f"{error.operation} of tenant {tenant.name!r}: {error.error}")
     except StaleDirectory as error:
         give_back(runtime, lease, str(error))
-    except DBAPIError as error:
-        database_failed(runtime, lease, error)
     except Exception as error:
-        log.exception("tenant %s: shard %d failed", tenant.name, number)
-        if lease.attempt < ATTEMPTS:
+        if database_failed(runtime, lease, error):
+            pass
+        elif lease.attempt < ATTEMPTS:
+            log.exception("tenant %s: shard %d failed", tenant.name, lease.number)
             give_back(runtime, lease, repr(error))
         else:
-            fail(runtime, scan, f"shard {number} failed {lease.attempt} times: {error!r}")
+            log.exception("tenant %s: shard %d failed", tenant.name, lease.number)
+            fail(runtime, scan, f"shard {lease.number} failed {lease.attempt} times: {error!r}")
     nudge(current_app)
 
 
@@ -75,7 +78,7 @@ def _work(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> 
             chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
         rest = pipeline.run(Frontier.load(lease.frontier))
-        _complete(runtime, lease, pipeline, rest)
+        write(runtime.engine, _complete, lease, pipeline, rest, settings.lease_s)
 
 
 def rule_sources(tenant: Tenant) -> RuleSources:
@@ -84,34 +87,32 @@ def rule_sources(tenant: Tenant) -> RuleSources:
     return RuleSources(Rules().below(own), (GIT_RULE_FILE, RULE_FILE) if tenant.gitignore else (RULE_FILE,))
 
 
-def _complete(runtime: Runtime, lease: shards.Lease, pipeline: Pipeline, rest: Frontier) -> None:
+def _complete(connection: Connection, lease: shards.Lease, pipeline: Pipeline, rest: Frontier, lease_s: float) -> None:
     """Done: the rest becomes new shards, and the finish ready if this was the last, in one transaction."""
-    with writing(runtime.engine) as connection:
-        scan = scans.lock(connection, lease.scan_id)
-        assert scan is not None
-        shards.renew(connection, lease, runtime.settings.lease_s)
-        parts = [part for piece in pipeline.pieces for part in piece.shared_out(FAN_OUT)]
-        shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue)
-        tree.disown(connection, lease.tenant_id, [piece.directory_id for piece in pipeline.pieces])
-        left = tree.count_owned(connection, lease.tenant_id, lease.fence, lease.number)
-        if left:
-            pieces = [Frontier().dump()] * min(left, FAN_OUT)
-            numbers = shards.add(connection, scan, pieces, lease.queue)
-            tree.hand_over(connection, lease.tenant_id, lease.fence, lease.number, numbers)
-        if rest.ranged:
-            shards.add(connection, scan, [rest.dump()], lease.queue)
-        shards.complete(
-            connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
-            directories_unchanged=pipeline.directories_unchanged, other=pipeline.other,
-        )  # fmt: skip
-        shards.ready_finish(connection, lease.scan_id)
+    scan = scans.lock(connection, lease.scan_id)
+    assert scan is not None
+    shards.renew(connection, lease, lease_s)
+    parts = [part for piece in pipeline.pieces for part in piece.shared_out(FAN_OUT)]
+    shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue)
+    tree.disown(connection, lease.tenant_id, [piece.directory_id for piece in pipeline.pieces])
+    left = tree.count_owned(connection, lease.tenant_id, lease.fence, lease.number)
+    if left:
+        pieces = [Frontier().dump()] * min(left, FAN_OUT)
+        numbers = shards.add(connection, scan, pieces, lease.queue)
+        tree.hand_over(connection, lease.tenant_id, lease.fence, lease.number, numbers)
+    if rest.ranged:
+        shards.add(connection, scan, [rest.dump()], lease.queue)
+    shards.complete(
+        connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
+        directories_unchanged=pipeline.directories_unchanged, other=pipeline.other,
+    )  # fmt: skip
+    shards.ready_finish(connection, lease.scan_id)
 
 
 def fail(runtime: Runtime, scan: Scan, error: str) -> None:
     """The scan cannot go on: it ends failed, without deletions, once its finish has run."""
     log.error("scan %s fails: %s", scan.id, error)
-    with writing(runtime.engine) as connection:
-        shards.end_early(connection, scan.id, ScanState.FAILED, error)
+    write(runtime.engine, shards.end_early, scan.id, ScanState.FAILED, error)
 
 
 def peak_memory_bytes() -> int:
