@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 RETRY_DELAY_S = 2.0
 # A restart or a failover takes seconds: worth waiting for, where else a lease or a message would have to run out.
-PAUSES_S = (0.25, 0.5, 1.0, 2.0, 4.0)
+OUTLASTED_S = 10.0
+PAUSES_S = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,11 +38,12 @@ def give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
 
 def outlast(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
     """`work(…)`, tried again for some seconds while the database is away. It may be done twice."""
+    last_s = time.monotonic() + OUTLASTED_S
     for pause_s in PAUSES_S:
         try:
             return work(*args, **more)
         except DBAPIError as error:
-            if failure_of(error) is not Failure.LATER:
+            if failure_of(error) is not Failure.LATER or time.monotonic() + pause_s > last_s:
                 raise
         time.sleep(pause_s)
     return work(*args, **more)
