@@ -1,24 +1,33 @@
-"""Connecting: one engine a process, made from a URL, set up so that no statement and no lock waits without end."""
+"""Connecting: one engine a process, made from a URL, and transactions on it."""
 
 from __future__ import annotations
 
+import logging
+import random
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from db.clock import sqlite_clock
+from db.failures import Failure, failure_of
 from db.types import UsageError
 
+log = logging.getLogger(__name__)
+
 BUSY_TIMEOUT_S = 30
-# Below the shortest lease, so that a stuck writer is thrown out before its shard is given to another.
-LOCK_TIMEOUT_S = 10
-IDLE_IN_TRANSACTION_TIMEOUT_S = 15
+# Before each repetition of a transaction, at most; half of it is chance, so that two do not meet again.
+PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
+# None begins later, so that waiting for locks again and again does not outlast a lease.
+REPEATED_FOR_S = 20.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 # The driver asks each value but numbers and text how it wants to be stored, and each "no" is an exception raised and
@@ -43,7 +52,9 @@ def connect(url: str, pool_size: int = 2) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(url)
     if parsed.drivername == "postgresql+psycopg":
-        return _postgresql(url, pool_size)
+        from db import postgresql  # its driver is not cheap to import, and SQLite needs none of it
+
+        return postgresql.engine(url, pool_size)
     raise UsageError(
         f"STRANDLINE_DATABASE_URL begins with {parsed.drivername!r}; "
         "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
@@ -86,27 +97,11 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-def _postgresql(url: str, pool_size: int) -> Engine:
-    options = {
-        "lock_timeout": f"{LOCK_TIMEOUT_S}s",
-        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S}s",
-        "timezone": "UTC",
-    }
-    return create_engine(
-        url, poolclass=QueuePool, pool_size=pool_size, max_overflow=4, pool_pre_ping=True, pool_timeout=30,
-        connect_args={
-            "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
-            "application_name": "strandline", "connect_timeout": 10,
-            "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
-        },
-    )  # fmt: skip
-
-
-def disk_full(error: DBAPIError) -> bool:
-    """Did a statement fail for want of room, so that trying again soon does not help?"""
-    if getattr(error.orig, "sqlstate", None) == "53100":  # PostgreSQL's disk_full
-        return True
-    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+def patient(engine: Engine) -> Engine:
+    """The same engine without a bound on each statement: for what grows with a tenant and cannot be cut (migrating,
+    removing, publishing).
+    """
+    return engine.execution_options(patient=True)
 
 
 @contextmanager
@@ -118,6 +113,29 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A write transaction, committed at the end (on SQLite it takes the write lock first)."""
+    """One write transaction, committed at the end (on SQLite it takes the write lock first); tried once.
+
+    The program says `write`, which repeats; this is for what cannot be, and for tests.
+    """
     with engine.begin() as connection:
         yield connection
+
+
+def write(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
+    """`work(connection, …)` in a write transaction, and its answer once that is committed.
+
+    Where the database undoes it for the sake of another transaction, all of it is done again, a few times: so `work`
+    changes nothing but the database. An error after which nobody knows whether it was committed is never repeated.
+    """
+    last_s = time.monotonic() + REPEATED_FOR_S
+    for pause_s in PAUSES_S:
+        try:
+            with writing(engine) as connection:
+                return work(connection, *args, **more)
+        except DBAPIError as error:
+            if failure_of(error) is not Failure.REPEAT or time.monotonic() > last_s:
+                raise
+            log.info("a transaction is done again: %s", error.orig)
+        time.sleep(random.uniform(pause_s / 2, pause_s))
+    with writing(engine) as connection:
+        return work(connection, *args, **more)

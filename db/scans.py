@@ -219,6 +219,20 @@ def decide_ending(connection: Connection, scan_id: str, ending: ScanState, error
     return connection.execute(query).rowcount == 1
 
 
+def note_error(connection: Connection, scan_id: str, error: str) -> None:
+    """What a person should read beside the scan's state; the first one stands."""
+    query = update(scans).where(scans.c.id == scan_id, scans.c.error.is_(None))
+    connection.execute(query.values(error=error))
+
+
+def give_up(connection: Connection, scan_id: str, error: str) -> None:
+    """A running scan ends failed, whatever was decided of it: its finish does not come to an end."""
+    query = update(scans).where(scans.c.id == scan_id, scans.c.state == ScanState.RUNNING, scans.c.ending.is_(None))
+    connection.execute(
+        query.values(ending=ScanState.FAILED, error=error, verdict=func.coalesce(scans.c.verdict, "keep"))
+    )
+
+
 def publish(connection: Connection, scan: Scan, state: ScanState) -> None:
     """Running → ended, with its totals as the tables tell them. This alone makes its changes visible."""
     values: dict[str, Any] = {**_index_totals(connection, scan), **_shard_totals(connection, scan)}

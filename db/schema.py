@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from db.engine import reading, writing
+from db.engine import patient, reading, write
 from db.types import DatabaseError
 
 # The newest migration. A test asserts that this is what the files in db/migrations say.
@@ -45,11 +45,14 @@ def migrate(engine: Engine) -> bool:
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+
+    def upgrade(connection: Connection) -> None:
+        _only_one(connection)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
     try:
-        with writing(engine) as connection:
-            _only_one(connection)
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        write(patient(engine), upgrade)
     except DBAPIError as error:
         raise unusable(engine, error) from error
     return True

@@ -171,8 +171,8 @@ def name(connection: Connection, lease: Lease, entry: bytes) -> None:
 
 
 def clear(connection: Connection, lease: Lease) -> None:
-    """What was suspected is in quarantine now: deaths are counted anew. Raises LeaseLost."""
-    _write(connection, lease, deaths=0, suspect=None, suspect_deaths=0, error=None)
+    """What was suspected is in quarantine now. Raises LeaseLost."""
+    _write(connection, lease, suspect=None, suspect_deaths=0, error=None)
 
 
 def quarantine(connection: Connection, lease: Lease, error: str) -> None:

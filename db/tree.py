@@ -25,9 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.expression import ColumnElement
 
-from db import ranges
+from db import engine, ranges
 from db.bulk import merge, run_many
-from db.engine import writing
 from db.tables import directories, directory_ranges, files, id_blocks
 from db.types import FileType, KnownChild, KnownDirectory, KnownFile, Place, StaleDirectory
 
@@ -144,8 +143,7 @@ class Ids:
         """A directory id that nobody else has."""
         for number in self._left:
             return number
-        with writing(self._engine) as connection:
-            block = take_block(connection)
+        block = engine.write(self._engine, take_block)
         self._left = iter(range(block * IDS_PER_BLOCK, (block + 1) * IDS_PER_BLOCK))
         return next(self._left)
 

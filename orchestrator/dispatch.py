@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 import redis
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from db import shards, tenants
-from db.engine import writing
+from db.engine import write
 from db.shards import FINISH, Sendable
 from tasks.app import EXPIRES_S, App
 from tasks.redis import mark
@@ -28,29 +28,32 @@ def dispatch(app: App, engine: Engine, window: int) -> int:
     except redis.RedisError as error:
         outage.failed("nothing can be sent", error)
         return 0
-    with writing(engine) as connection:
-        free = window - shards.in_flight(connection)
-        batch = shards.sendable(connection, free) if free > 0 else []
-        if not batch:
-            return 0
-        shards.mark_sent(connection, batch, EXPIRES_S)
-        tenants.note_served(connection, [shard.tenant_id for shard in batch])
+    batch = write(engine, _mark, window)
+    if not batch:
+        return 0
     try:
         _send(app, batch)
     except BROKER_ERRORS as error:
         outage.failed("nothing can be sent", error)
-        with writing(engine) as connection:
-            shards.mark_sent(connection, batch, None)
+        write(engine, shards.mark_sent, batch, None)
         return 0
     outage.over()
     return len(batch)
 
 
 def _forget(engine: Engine) -> None:
-    with writing(engine) as connection:
-        forgotten = shards.forget_sent(connection)
+    forgotten = write(engine, shards.forget_sent)
     if forgotten:
         log.warning("what was sent may be lost with Redis or a connection to it: %d shards are sent again", forgotten)
+
+
+def _mark(connection: Connection, window: int) -> Sequence[Sendable]:
+    free = window - shards.in_flight(connection)
+    batch = shards.sendable(connection, free) if free > 0 else []
+    if batch:
+        shards.mark_sent(connection, batch, EXPIRES_S)
+        tenants.note_served(connection, [shard.tenant_id for shard in batch])
+    return batch
 
 
 def _send(app: App, batch: Sequence[Sendable]) -> None:

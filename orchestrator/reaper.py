@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from db import scans, shards
-from db.engine import reading, writing
+from db.engine import reading, write
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +19,12 @@ def reap(engine: Engine) -> int:
     """One pass: make ready each finish that waits for nothing; how many."""
     with reading(engine) as connection:
         stuck = scans.with_nothing_left(connection)
-    return sum(_finish(engine, scan_id) for scan_id in stuck)
-
-
-def _finish(engine: Engine, scan_id: str) -> bool:
-    with writing(engine) as connection:
-        scans.lock(connection, scan_id)
-        is_ready = shards.ready_finish(connection, scan_id)
-    if is_ready:
+    ready = [scan_id for scan_id in stuck if write(engine, _make_ready, scan_id)]
+    for scan_id in ready:
         log.warning("scan %s: its finish had slipped by", scan_id)
-    return is_ready
+    return len(ready)
+
+
+def _make_ready(connection: Connection, scan_id: str) -> bool:
+    scans.lock(connection, scan_id)
+    return shards.ready_finish(connection, scan_id)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import redis
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from db import scans, shards, tenants
-from db.engine import reading, writing
+from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ENDED, ScanState, StrandlineError, Trigger, UsageError
@@ -18,6 +19,7 @@ from orchestrator import interrupts
 from orchestrator.roots import name_for, own_patterns
 from orchestrator.tick import tick
 from tasks.app import App
+from tasks.outage import Outage
 from tasks.redis import progress
 from tasks.settings import Settings
 
@@ -35,9 +37,13 @@ class Seen:
 
 
 class Session:
-    """A process that asks for scans and keeps them going. `pump(seconds)` is what it does while it waits."""
+    """A process that asks for scans and keeps them going. `pump(seconds)` is what it does while it waits.
 
-    def __init__(self, app: App, settings: Settings, pump: Callable[[float], None]) -> None:
+    `patient`: while it waits, it outlasts a database that is away.
+    """
+
+    def __init__(self, app: App, settings: Settings, pump: Callable[[float], None], *, patient: bool = False) -> None:
+        self._outage = Outage() if patient else None
         self.engine: Engine = app.runtime.engine
         self._redis: redis.Redis = app.runtime.redis
         self._keys = app.runtime.keys
@@ -47,39 +53,40 @@ class Session:
 
     def tenant_for(self, root: bytes, name: str | None, algorithm: str | None = None) -> Tenant:
         """The tenant of a root, registered if need be. Raises UsageError where name and root do not belong together."""
-        with writing(self.engine) as connection:
-            known = tenants.by_root(connection, root) if name is None else tenants.by_name(connection, name)
-            if known is not None and known.root != root:
-                raise UsageError(
-                    f"tenant {known.name!r} has another root, {known.root.decode('utf-8', 'backslashreplace')!r}; "
-                    "choose another --tenant, or none"
-                )
-            if known is not None:
-                return known
-            taken = {tenant.name for tenant in tenants.list_all(connection)}
-            return tenants.add(
-                connection, name=name if name is not None else name_for(root, taken), root=root, tier="standard",
-                interval_s=self._settings.interval_s, algorithm=algorithm or "sha256",
-                ignore=own_patterns(root, self._settings),
-            )  # fmt: skip
+        return write(self.engine, self._tenant_for, root, name, algorithm)
+
+    def _tenant_for(self, connection: Connection, root: bytes, name: str | None, algorithm: str | None) -> Tenant:
+        known = tenants.by_root(connection, root) if name is None else tenants.by_name(connection, name)
+        if known is not None and known.root != root:
+            raise UsageError(
+                f"tenant {known.name!r} has another root, {known.root.decode('utf-8', 'backslashreplace')!r}; "
+                "choose another --tenant, or none"
+            )
+        if known is not None:
+            return known
+        taken = {tenant.name for tenant in tenants.list_all(connection)}
+        return tenants.add(
+            connection, name=name if name is not None else name_for(root, taken), root=root, tier="standard",
+            interval_s=self._settings.interval_s, algorithm=algorithm or "sha256",
+            ignore=own_patterns(root, self._settings),
+        )  # fmt: skip
 
     def ask(self, tenant: Tenant, *, full: bool = False, verify: bool = False) -> str:
         """Request a scan, start it where none is running, send its first shards; its id."""
-        with writing(self.engine) as connection:
-            scan, _ = scans.request(connection, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify)
+        scan, _ = write(self.engine, scans.request, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify)
         self.tick()
         return scan.id
 
     def confirm(self, scan_id: str) -> str:
         """Request a scan that deletes what was gone by a suspect one; its id. Raises UsageError."""
-        with writing(self.engine) as connection:
-            suspect = scans.get(connection, scan_id)
-            if suspect is None or suspect.state != ScanState.SUSPECT:
-                found = "there is none of that id" if suspect is None else f"this one is {suspect.state}"
-                raise UsageError(f"scan {scan_id} cannot be confirmed: only a suspect scan can, and {found}")
-            scan, _ = scans.request(
-                connection, suspect.tenant_id, trigger=Trigger.REQUEST, confirms=suspect.fence
-            )  # fmt: skip
+        with reading(self.engine) as connection:
+            suspect = scans.get(connection, scan_id)  # it has ended, and stays as it is
+        if suspect is None or suspect.state != ScanState.SUSPECT:
+            found = "there is none of that id" if suspect is None else f"this one is {suspect.state}"
+            raise UsageError(f"scan {scan_id} cannot be confirmed: only a suspect scan can, and {found}")
+        scan, _ = write(
+            self.engine, scans.request, suspect.tenant_id, trigger=Trigger.REQUEST, confirms=suspect.fence
+        )  # fmt: skip
         self.tick()
         return scan.id
 
@@ -92,32 +99,39 @@ class Session:
         ticked_s = shown_s = time.monotonic()
         while True:
             interrupts.check()
-            with reading(self.engine) as connection:
-                scan = scans.get(connection, scan_id)
-                tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
-            if scan is None or tenant is None:
-                raise StrandlineError(f"scan {scan_id} is gone: its tenant was removed")
-            if scan.state in ENDED:
-                return scan
-            now_s = time.monotonic()
-            if now_s - shown_s > SHOW_EVERY_S:
-                shown_s = now_s
-                error = progress.read_error(self._redis, self._keys, scan_id)
-                if error is not None:
-                    raise StrandlineError(f"the scan of {tenant.name} cannot go on: {error}")
-                if show is not None:
-                    show(Seen(scan, progress.read(self._redis, self._keys, scan_id), tenant.watermark_files))
-            if now_s - ticked_s > self._settings.tick_s:
-                ticked_s = now_s
-                self.tick()
+            with self._outage.borne(self.engine) if self._outage is not None else nullcontext():
+                scan, tenant = self._look(scan_id)
+                if scan.state in ENDED:
+                    return scan
+                now_s = time.monotonic()
+                if now_s - shown_s > SHOW_EVERY_S:
+                    shown_s = now_s
+                    self._show(scan, tenant, show)
+                if now_s - ticked_s > self._settings.tick_s:
+                    ticked_s = now_s
+                    self.tick()
             self._pump(LOOK_EVERY_S)
+
+    def _look(self, scan_id: str) -> tuple[Scan, Tenant]:
+        with reading(self.engine) as connection:
+            scan = scans.get(connection, scan_id)
+            tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
+        if scan is None or tenant is None:
+            raise StrandlineError(f"scan {scan_id} is gone: its tenant was removed")
+        return scan, tenant
+
+    def _show(self, scan: Scan, tenant: Tenant, show: Callable[[Seen], None] | None) -> None:
+        error = progress.read_error(self._redis, self._keys, scan.id)
+        if error is not None:
+            raise StrandlineError(f"the scan of {tenant.name} cannot go on: {error}")
+        if show is not None:
+            show(Seen(scan, progress.read(self._redis, self._keys, scan.id), tenant.watermark_files))
 
     def cancel(self, scan_id: str) -> bool:
         """Let a queued or running scan end cancelled; False where it has ended already, or is about to."""
-        with writing(self.engine) as connection:
-            if scans.cancel_queued(connection, scan_id):
-                return True
-            ended = shards.end_early(connection, scan_id, ScanState.CANCELLED, "cancelled")
+        if write(self.engine, scans.cancel_queued, scan_id):
+            return True
+        ended = write(self.engine, shards.end_early, scan_id, ScanState.CANCELLED, "cancelled")
         if ended:
             self.tick()
         return ended

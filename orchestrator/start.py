@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 
 from db import scans, shards, tenants, tree
-from db.engine import reading, writing
+from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import Strategy, Trigger
@@ -44,27 +44,30 @@ def start_queued(engine: Engine, settings: Settings) -> int:
 
 def start(engine: Engine, scan_id: str, tenant_id: int, settings: Settings) -> bool:
     """Start one scan. False where somebody else was first, or the tenant has one running: that is no error."""
-    with writing(engine) as connection:
-        tenants.lock(connection, tenant_id)
-        # Locked, not only read: a request that widens it meanwhile must find it started, and queue another.
-        scan, tenant = scans.lock(connection, scan_id), tenants.by_id(connection, tenant_id)
-        if scan is None or tenant is None or scans.any_running(connection, tenant_id):
-            return False
-        root = tree.root_of(connection, tenant_id)
-        strategy, reason = choose(scan, tenant, root is not None)
-        fence = tenants.next_fence(connection, tenant_id)
-        verified = share(tenant, datetime.now(UTC), tree.size_of(connection, tenant_id), settings)
-        if not scans.set_running(connection, scan_id, fence=fence, strategy=strategy, reason=reason, verified=verified):
-            connection.rollback()
-            return False
-        running = scans.get(connection, scan_id)
-        assert running is not None
-        queue = INTERACTIVE if scan.trigger == Trigger.REQUEST else BULK
-        shards.add_finish(connection, running, queue)
-        if root is None:
-            tree.add_root(connection, tenant_id, fence)
-        shards.add(connection, running, _frontiers(connection, tenant_id, root, settings.shard_entries), queue)
-        return True
+    return write(engine, _start, scan_id, tenant_id, settings)
+
+
+def _start(connection: Connection, scan_id: str, tenant_id: int, settings: Settings) -> bool:
+    tenants.lock(connection, tenant_id)
+    # Locked, not only read: a request that widens it meanwhile must find it started, and queue another.
+    scan, tenant = scans.lock(connection, scan_id), tenants.by_id(connection, tenant_id)
+    if scan is None or tenant is None or scans.any_running(connection, tenant_id):
+        return False
+    root = tree.root_of(connection, tenant_id)
+    strategy, reason = choose(scan, tenant, root is not None)
+    fence = tenants.next_fence(connection, tenant_id)
+    verified = share(tenant, datetime.now(UTC), tree.size_of(connection, tenant_id), settings)
+    if not scans.set_running(connection, scan_id, fence=fence, strategy=strategy, reason=reason, verified=verified):
+        connection.rollback()
+        return False
+    running = scans.get(connection, scan_id)
+    assert running is not None
+    queue = INTERACTIVE if scan.trigger == Trigger.REQUEST else BULK
+    shards.add_finish(connection, running, queue)
+    if root is None:
+        tree.add_root(connection, tenant_id, fence)
+    shards.add(connection, running, _frontiers(connection, tenant_id, root, settings.shard_entries), queue)
+    return True
 
 
 def _frontiers(connection: Connection, tenant_id: int, root: int | None, shard_entries: int) -> Sequence[str]:

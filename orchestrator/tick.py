@@ -7,10 +7,10 @@ from collections.abc import Container
 from datetime import UTC, datetime
 
 import redis
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from db import scans, tenants
-from db.engine import reading, writing
+from db.engine import reading, write
 from db.types import Trigger
 from orchestrator.dispatch import dispatch
 from orchestrator.reaper import reap
@@ -53,14 +53,16 @@ def request_due(engine: Engine, settings: Settings, refused: Container[int] = ()
     """Ask for a scan of each tenant whose time has come, but for those that are refused; how many have had their time.
     Missed slots are not made up for.
     """
-    now = datetime.now(UTC)
-    with writing(engine) as connection:
-        due = tenants.due(connection, DUE_AT_ONCE)
-        for tenant in due:
-            following = next_slot(tenant.id, tenant.interval_s, now, settings.stagger_window_s)
-            if tenant.id in refused:
-                log.warning("tenant %s is not scanned: its root fails, and the breaker is open", tenant.name)
-            elif tenant.next_scan_at is not None:
-                scans.request(connection, tenant.id, trigger=Trigger.SCHEDULE)
-            tenants.change(connection, tenant.id, next_scan_at=following)
+    return write(engine, _request_due, datetime.now(UTC), settings.stagger_window_s, refused)
+
+
+def _request_due(connection: Connection, now: datetime, stagger_window_s: float, refused: Container[int]) -> int:
+    due = tenants.due(connection, DUE_AT_ONCE)
+    for tenant in due:
+        following = next_slot(tenant.id, tenant.interval_s, now, stagger_window_s)
+        if tenant.id in refused:
+            log.warning("tenant %s is not scanned: its root fails, and the breaker is open", tenant.name)
+        elif tenant.next_scan_at is not None:
+            scans.request(connection, tenant.id, trigger=Trigger.SCHEDULE)
+        tenants.change(connection, tenant.id, next_scan_at=following)
     return len(due)

@@ -11,10 +11,11 @@ import os
 import signal
 from collections.abc import Callable
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from db import quarantine, scans, shards
-from db.engine import writing
+from db.engine import write
 from db.scans import Scan
 from db.shards import FINISH, Lease
 from db.types import ScanState
@@ -27,9 +28,10 @@ log = logging.getLogger(__name__)
 CAREFUL_FROM = 2
 # So many deaths at one entry put it into quarantine.
 CONVICTED_FROM = 2
-# And after so many without an entry to blame the shard itself is left alone.
-DEATHS_AT_MOST = 5
-# A place that hung is tried again after so long; one that killed is not before somebody releases it.
+# And after so many without any progress, whatever was convicted, the shard itself is left alone.
+DEATHS_AT_MOST = 10
+# A place that hung, or failed in a way nobody foresaw, is tried again after so long; one that killed is not before
+# somebody releases it.
 HUNG_FOR_S = 3600.0
 
 
@@ -46,23 +48,30 @@ def convict(runtime: Runtime, lease: Lease, scan: Scan) -> bool:
         return False
     error = lease.error or "nobody knows of what"
     log.error("shard %d of scan %s is left alone: %d holders died, %s", lease.number, scan.id, lease.deaths, error)
-    with writing(runtime.engine) as connection:
-        scans.lock(connection, scan.id)
-        shards.quarantine(connection, lease, f"{lease.deaths} holders died: {error}")
-        shards.ready_finish(connection, scan.id)
+    write(runtime.engine, _give_up, lease, f"{lease.deaths} holders died: {error}")
     return True
+
+
+def _give_up(connection: Connection, lease: Lease, error: str) -> None:
+    scans.lock(connection, lease.scan_id)
+    scans.note_error(connection, lease.scan_id, f"shard {lease.number} is left alone: {error}")
+    shards.quarantine(connection, lease, error)
+    shards.ready_finish(connection, lease.scan_id)
 
 
 def _convict_entry(runtime: Runtime, lease: Lease, scan: Scan, path: bytes) -> bool:
     hung = lease.error
     reason = f"{hung or 'whoever looked at it died'}, {lease.suspect_deaths} times"
     log.error("tenant %d: %r is in quarantine: %s", lease.tenant_id, os.fsdecode(path), reason)
-    with writing(runtime.engine) as connection:
-        if not path:  # without its root there is nothing to scan
-            return shards.end_early(connection, scan.id, ScanState.FAILED, f"the root: {reason}")
-        shards.clear(connection, lease)
-        quarantine.add(connection, lease.tenant_id, path, reason, fence=lease.fence, for_s=HUNG_FOR_S if hung else None)
+    if not path:  # without its root there is nothing to scan
+        return write(runtime.engine, shards.end_early, scan.id, ScanState.FAILED, f"the root: {reason}")
+    write(runtime.engine, _leave_alone, lease, path, reason, HUNG_FOR_S if hung else None)
     return False
+
+
+def _leave_alone(connection: Connection, lease: Lease, path: bytes, reason: str, for_s: float | None) -> None:
+    shards.clear(connection, lease)
+    quarantine.add(connection, lease.tenant_id, path, reason, fence=lease.fence, for_s=for_s)
 
 
 def when_stalled(runtime: Runtime, holder: Holder) -> Callable[[], None]:
@@ -74,11 +83,10 @@ def when_stalled(runtime: Runtime, holder: Holder) -> Callable[[], None]:
         error = f"no answer from {where} for {runtime.settings.stall_s:g} s"
         log.error("shard %d of scan %s: %s; this process ends", lease.number, lease.scan_id, error)
         try:
-            with writing(runtime.engine) as connection:
-                if at == b"":
-                    shards.end_early(connection, lease.scan_id, ScanState.FAILED, error)
-                if at != b"" or lease.number == FINISH:
-                    shards.abandon(connection, lease, at or None, error)
+            if at == b"":
+                write(runtime.engine, shards.end_early, lease.scan_id, ScanState.FAILED, error)
+            if at != b"" or lease.number == FINISH:
+                write(runtime.engine, shards.abandon, lease, at or None, error)
         except DBAPIError as failure:
             log.error("nobody could be told of it: %s", failure.orig)
         finally:

@@ -39,8 +39,7 @@ class Deletions:
             self._noted = losses.any_gone(connection, self._scan.tenant_id)
         if not self._noted:
             return
-        with self._holder.flush() as (connection, _):
-            vanished.collect(connection, self._scan)
+        self._holder.flush(vanished.collect, self._scan)
         self._until_done(vanished.expand)
         self._in_pages(losses.note_missing, None)
         self._in_pages(losses.note_below, None)
@@ -79,22 +78,19 @@ class Deletions:
     def _until_done(self, step: Callable[[Connection, Scan, int], bool]) -> None:
         more = True
         while more:
-            with self._holder.flush() as (connection, _):
-                more = step(connection, self._scan, BATCH)
+            more = self._holder.flush(step, self._scan, BATCH)
 
     def _in_pages(self, step: Callable[[Connection, Scan, Any, int], Any], after: Any) -> None:
         while True:
-            with self._holder.flush() as (connection, _):
-                after = step(connection, self._scan, after, BATCH)
+            after = self._holder.flush(step, self._scan, after, BATCH)
             if after is None:
                 return
 
     def _note_moves(self) -> None:
         found = moves.pair(self._candidates())
         while pairs := list(islice(found, BATCH)):
-            with self._holder.flush() as (connection, _):
-                rows = [(added.n, gone.key, gone.inode, gone.directory_id, gone.name) for gone, added in pairs]
-                losses.note_moves(connection, self._scan, rows)
+            rows = [(added.n, gone.key, gone.inode, gone.directory_id, gone.name) for gone, added in pairs]
+            self._holder.flush(losses.note_moves, self._scan, rows)
 
     def _candidates(self) -> Iterator[Candidate]:
         after = None
@@ -109,13 +105,17 @@ class Deletions:
 
     def _apply(self, moved: bool, report: Callable[[Connection, Scan, Sequence[Loss], int], None]) -> None:
         after: Loss | None = None
+
+        def apply(connection: Connection, first: int) -> Sequence[Loss]:
+            page = losses.page(connection, self._scan, moved=moved, after=after, limit=BATCH)
+            if page:
+                report(connection, self._scan, page, first)
+                tree.delete_files(connection, self._scan.tenant_id, [(one.directory_id, one.name) for one in page])
+                losses.forget(connection, self._scan, page)
+            return page
+
         while True:
-            with self._holder.flush(reserve=BATCH) as (connection, first):
-                page = losses.page(connection, self._scan, moved=moved, after=after, limit=BATCH)
-                if page:
-                    report(connection, self._scan, page, first)
-                    tree.delete_files(connection, self._scan.tenant_id, [(one.directory_id, one.name) for one in page])
-                    losses.forget(connection, self._scan, page)
+            page = self._holder.flush_changes(apply, BATCH)
             if len(page) < BATCH:
                 return
             after = page[-1]

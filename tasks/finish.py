@@ -10,10 +10,11 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from db import losses, scans, shards, tenants
-from db.engine import reading, writing
+from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import HASHES, LeaseLost, ScanState
+from tasks import outage
 from tasks.app import Runtime, nudge
 from tasks.careful import when_stalled
 from tasks.core import filesystem
@@ -22,37 +23,42 @@ from tasks.core.profile import place_of
 from tasks.core.walk import Tree
 from tasks.deletions import Deletions
 from tasks.keeper import Keeper
-from tasks.lease import Holder
+from tasks.lease import Holder, claim
 from tasks.redis import watermark
 from tasks.scan_shard import peak_memory_bytes
-from tasks.trouble import database_failed
+from tasks.trouble import database_failed, outlast
 
 log = logging.getLogger(__name__)
 
-# A finish that died so often before its verdict is done without deletions, and the scan has failed.
-ATTEMPTS = 5
+# A finish that died so often before its verdict is done without deletions, and the scan has failed; …
+DEATHS_AT_MOST = 5
+# … after it, the rest of them is left to the next scan.
+DEATHS_ALTOGETHER = 10
 
 
 @shared_task(name="strandline.finish")
 def finish(scan_id: str) -> None:
     """End a scan whose other shards are all settled."""
     runtime: Runtime = current_app.runtime
-    with writing(runtime.engine) as connection:
-        lease = shards.claim(connection, scan_id, shards.FINISH, runtime.settings.lease_s)
-        scan = scans.get(connection, scan_id)
-        tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
-    if lease is None or scan is None or tenant is None:
-        return
+    with outage.here.borne(runtime.engine):
+        claimed = outlast(write, runtime.engine, claim, scan_id, shards.FINISH, runtime.settings.lease_s)
+        if claimed is not None:
+            _end(runtime, *claimed)
+
+
+def _end(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
     holder = Holder(runtime.engine, lease, runtime.settings.lease_s)
     try:
         with Keeper(holder, runtime.settings.stall_s, when_stalled(runtime, holder)):
             place = _settle(holder, scan, tenant)
-            _publish(runtime, holder, tenant, place)
+            _publish(holder, tenant, place)
+        _tell_watermark(runtime, tenant.id)
     except LeaseLost as error:
         log.warning("tenant %s: %s", tenant.name, error)
         return
     except DBAPIError as error:
-        database_failed(runtime, lease, error)
+        if not database_failed(runtime, lease, error):
+            raise
     nudge(current_app)
 
 
@@ -74,16 +80,16 @@ def _settle(holder: Holder, scan: Scan, tenant: Tenant) -> Place | None:
     """Judge what is gone, once, and do as the stored verdict says. Which folder the root is, if that was looked at."""
     deletions = Deletions(holder, scan)
     verdict, place = scan.verdict, None
-    if verdict is None and holder.lease.attempt > ATTEMPTS:
+    deaths = holder.lease.deaths
+    if deaths >= (DEATHS_AT_MOST if verdict is None else DEATHS_ALTOGETHER):
+        went = "nothing was deleted" if verdict is None else "what was not deleted yet is left to the next scan"
         verdict = "keep"
-        with holder.flush() as (connection, _):
-            sentence = f"its end was begun {ATTEMPTS} times and never came; nothing was deleted"
-            scans.decide_ending(connection, scan.id, ScanState.FAILED, sentence)
+        sentence = f"its end was begun {deaths} times and never came; {went}"
+        holder.flush(scans.give_up, scan.id, sentence)
     elif verdict is None:
         place, is_mount = _look_again(holder, tenant)
         verdict, doubt = _judge(holder, scan, tenant, place, is_mount, deletions)
-        with holder.flush() as (connection, _):
-            scans.store_verdict(connection, scan.id, verdict, doubt)
+        holder.flush(scans.store_verdict, scan.id, verdict, doubt)
     if verdict == "delete":
         deletions.carry_out()
     else:
@@ -110,35 +116,39 @@ def _judge(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_m
     return ("delete" if doubt is None else "keep"), doubt
 
 
-def _publish(runtime: Runtime, holder: Holder, tenant: Tenant, place: Place | None) -> None:
-    """The last transaction: the scan's final state, which makes its changes visible, and the watermark."""
-    with writing(runtime.engine) as connection:
-        tenants.lock(connection, tenant.id)
-        scan = scans.lock(connection, holder.lease.scan_id)
-        if scan is None:
-            raise LeaseLost(f"scan {holder.lease.scan_id} is no more")
-        assert scan.fence is not None and scan.started_at is not None
-        shards.complete(connection, holder.lease, peak_memory_bytes=peak_memory_bytes())
-        state = _state(connection, scan)
-        scans.publish(connection, scan, state)
-        ended = scans.get(connection, scan.id)
-        assert ended is not None
-        if state in (ScanState.SUCCEEDED, ScanState.PARTIAL) and not shards.any_not_done(connection, scan.id):
-            tenants.move_watermark(
-                connection, tenant.id, fence=scan.fence, started_at=scan.started_at, files=ended.files
-            )
-            turned = tenant.verify_at is None or scan.verify_to != scan.verify_from
-            tenants.note_verified(
-                connection, tenant.id, until=scan.started_at if turned else tenant.verify_at,
-                place=scan.verify_to % HASHES, silent_changes=ended.silent_changes,
-            )  # fmt: skip
-            if place is not None:
-                tenants.note_root(connection, tenant.id, filesystem=place.filesystem, inode=place.inode)
-    _tell_watermark(runtime, tenant.id)
+def _publish(holder: Holder, tenant: Tenant, place: Place | None) -> None:
+    """The last transaction. Its sums grow with the tenant; it says itself that the shard is ours."""
+    ended = write(patient(holder.engine), _published, holder.lease, tenant, place)
     log.info(
         "tenant %s: scan %s %s, %d files, %d added, %d modified, %d deleted",
-        tenant.name, scan.id, state, ended.files, ended.added, ended.modified, ended.deleted,
+        tenant.name, ended.id, ended.state, ended.files, ended.added, ended.modified, ended.deleted,
     )  # fmt: skip
+
+
+def _published(connection: Connection, lease: shards.Lease, tenant: Tenant, place: Place | None) -> Scan:
+    """The scan's final state, which makes its changes visible, and the watermark."""
+    tenants.lock(connection, tenant.id)
+    scan = scans.lock(connection, lease.scan_id)
+    if scan is None:
+        raise LeaseLost(f"scan {lease.scan_id} is no more")
+    assert scan.fence is not None and scan.started_at is not None
+    shards.complete(connection, lease, peak_memory_bytes=peak_memory_bytes())
+    state = _state(connection, scan)
+    scans.publish(connection, scan, state)
+    ended = scans.get(connection, scan.id)
+    assert ended is not None
+    if state in (ScanState.SUCCEEDED, ScanState.PARTIAL) and not shards.any_not_done(connection, scan.id):
+        tenants.move_watermark(
+            connection, tenant.id, fence=scan.fence, started_at=scan.started_at, files=ended.files
+        )  # fmt: skip
+        turned = tenant.verify_at is None or scan.verify_to != scan.verify_from
+        tenants.note_verified(
+            connection, tenant.id, until=scan.started_at if turned else tenant.verify_at,
+            place=scan.verify_to % HASHES, silent_changes=ended.silent_changes,
+        )  # fmt: skip
+        if place is not None:
+            tenants.note_root(connection, tenant.id, filesystem=place.filesystem, inode=place.inode)
+    return ended
 
 
 def _tell_watermark(runtime: Runtime, tenant_id: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from db import shards
 from db.scans import BREAKER, QUARANTINE
 from db.types import KnownFile, Unsettled
 from tasks.core.breaker import Covers, Failed, Key
@@ -64,7 +65,7 @@ class Gate:
         self._holder.at = path
         if self._careful:
             self._write.flush()  # what is done is settled, whatever comes
-            self._holder.name(path)
+            self._holder.flush(shards.name, self._holder.lease, path)
         return None
 
     def was_listed(self, path: bytes) -> None:

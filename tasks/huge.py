@@ -91,14 +91,12 @@ class Huge:
     def _until_done(self, known: KnownDirectory) -> None:
         more = True
         while more:
-            with self._pipeline.holder.flush() as (connection, _):
-                more = ranges.note_hashes(connection, self._pipeline.tenant.id, known.id, BATCH)
+            more = self._pipeline.holder.flush(ranges.note_hashes, self._pipeline.tenant.id, known.id, BATCH)
 
     def _resize(self, todo: Todo, count: int) -> None:
         known = todo.known
-        with self._pipeline.holder.flush() as (connection, _):
-            if not ranges.resize(connection, self._pipeline.tenant.id, known.id, known.version, count):
-                raise StaleDirectory(f"directory {known.id} was written by somebody else meanwhile")
+        if not self._pipeline.holder.flush(ranges.resize, self._pipeline.tenant.id, known.id, known.version, count):
+            raise StaleDirectory(f"directory {known.id} was written by somebody else meanwhile")
         todo.known = known._replace(ranges=count, version=known.version + 1, fingerprint=None)
         todo.row = todo.batch = None
 

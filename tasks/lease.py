@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from db import shards
-from db.engine import writing
+from db import scans, shards, tenants
+from db.engine import write
+from db.scans import Scan
+from db.tenants import Tenant
 from db.types import LeaseLost
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Claimed(NamedTuple):
+    """A shard that is now ours, its scan and its tenant."""
+
+    lease: shards.Lease
+    scan: Scan
+    tenant: Tenant
+
+
+def claim(connection: Connection, scan_id: str, number: int, lease_s: float) -> Claimed | None:
+    """Take a shard with all that is known of its scan. None: somebody else has it, or it is over."""
+    lease = shards.claim(connection, scan_id, number, lease_s)
+    scan = scans.get(connection, scan_id)
+    tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
+    return None if lease is None or scan is None or tenant is None else Claimed(lease, scan, tenant)
 
 
 class Holder:
@@ -30,22 +51,25 @@ class Holder:
     def renew(self) -> None:
         """Extend the lease. Raises LeaseLost, and then `check` does so too."""
         try:
-            with writing(self.engine) as connection:
-                shards.renew(connection, self.lease, self.lease_s)
+            write(self.engine, shards.renew, self.lease, self.lease_s)
         except LeaseLost as error:
             self._lost = error
             raise
 
-    def name(self, entry: bytes) -> None:
-        """Commit which path is about to be touched. Raises LeaseLost."""
-        with self.flush() as (connection, _):
-            shards.name(connection, self.lease, entry)
-
-    @contextmanager
-    def flush(self, reserve: int = 0, *, settles: bool = False, **counted: int) -> Iterator[tuple[Connection, int]]:
-        """A transaction that writes only while the shard is ours: gives the connection and the first change number.
-
-        Raises LeaseLost, and then nothing was written.
+    def flush(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
+        """`work(connection, …)` in a transaction that writes only while the shard is ours, done again as `write` in
+        db/engine.py says. Raises LeaseLost, and then nothing was written.
         """
-        with writing(self.engine) as connection:
-            yield connection, shards.flush(connection, self.lease, self.lease_s, reserve, settles=settles, **counted)
+        return self.flush_changes(lambda connection, _: work(connection, *args, **more), 0)
+
+    def flush_changes(self, work: Callable[[Connection, int], T], reserve: int, *, settles: bool = False,
+                      **counted: int) -> T:  # fmt: skip
+        """The same with `work(connection, first)`, where `reserve` numbers for changes from `first` on are its own;
+        what was `counted` is added to the shard's counters. `settles`: it brings the work on, see shards.flush.
+        """
+
+        def held(connection: Connection) -> T:
+            first = shards.flush(connection, self.lease, self.lease_s, reserve, settles=settles, **counted)
+            return work(connection, first)
+
+        return write(self.engine, held)

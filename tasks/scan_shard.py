@@ -7,13 +7,14 @@ import os
 import resource
 
 from celery import current_app, shared_task
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection
 
-from db import quarantine, scans, shards, tenants, tree
-from db.engine import reading, writing
+from db import quarantine, scans, shards, tree
+from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import LeaseLost, ScanState, StaleDirectory
+from tasks import outage
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.careful import convict, is_careful, when_stalled
@@ -25,12 +26,12 @@ from tasks.core.walk import Tree
 from tasks.frontier import Frontier
 from tasks.gate import Gate
 from tasks.keeper import Keeper
-from tasks.lease import Holder
+from tasks.lease import Holder, claim
 from tasks.pipeline import Pipeline
 from tasks.redis.breaker import Breaker
 from tasks.redis.progress import Progress
 from tasks.settings import Settings
-from tasks.trouble import database_failed, give_back
+from tasks.trouble import database_failed, give_back, outlast
 from tasks.write_back import WriteBack
 
 log = logging.getLogger(__name__)
@@ -39,20 +40,19 @@ log = logging.getLogger(__name__)
 FAN_OUT = 4
 # Failures count for so many scans of a tenant, if that is longer than the breaker's window.
 SCANS_COUNTED = 4
-# A shard that fails so often for a reason nobody foresaw ends its scan.
-ATTEMPTS = 5
 
 
 @shared_task(name="strandline.scan_shard")
 def scan_shard(scan_id: str, number: int) -> None:
     """Work on one shard, if it is to be had."""
     runtime: Runtime = current_app.runtime
-    with writing(runtime.engine) as connection:
-        lease = shards.claim(connection, scan_id, number, runtime.settings.lease_s)
-        scan = scans.get(connection, scan_id)
-        tenant = tenants.by_id(connection, scan.tenant_id) if scan is not None else None
-    if lease is None or scan is None or tenant is None:
-        return
+    with outage.here.borne(runtime.engine):
+        claimed = outlast(write, runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
+        if claimed is not None:
+            _settle(runtime, *claimed)
+
+
+def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
     holder = Holder(runtime.engine, lease, runtime.settings.lease_s)
     try:
         with Keeper(holder, runtime.settings.stall_s, when_stalled(runtime, holder)):
@@ -68,14 +68,12 @@ def scan_shard(scan_id: str, number: int) -> None:
         breaker.tell()
     except StaleDirectory as error:
         give_back(runtime, lease, str(error))
-    except DBAPIError as error:
-        database_failed(runtime, lease, error)
     except Exception as error:
-        log.exception("tenant %s: shard %d failed", tenant.name, number)
-        if lease.attempt < ATTEMPTS:
-            give_back(runtime, lease, repr(error))
-        else:
-            fail(runtime, scan, f"shard {number} failed {lease.attempt} times: {error!r}")
+        if not database_failed(runtime, lease, error):
+            # A mistake of ours. It counts as a death, so that the entry it is met at is left alone in the end.
+            log.exception("tenant %s: shard %d failed", tenant.name, lease.number)
+            at = holder.at if is_careful(lease) else None  # else much waits to be written: it may be anything
+            outlast(write, runtime.engine, shards.abandon, lease, at, repr(error))
     nudge(current_app)
 
 
@@ -83,19 +81,19 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     settings, lease = runtime.settings, holder.lease
     with reading(runtime.engine) as connection:
         quarantined = quarantine.reasons(connection, tenant.id)
-    write = WriteBack(holder, scan, runtime.ids)
+    write_back = WriteBack(holder, scan, runtime.ids)
     breaker = breaker_of(runtime, tenant, lease.fence)
-    gate = Gate(holder, write, breaker, quarantined, careful=is_careful(lease))
+    gate = Gate(holder, write_back, breaker, quarantined, careful=is_careful(lease))
     holder.at = b""
     with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant)) as root:
         pipeline = Pipeline(
-            holder, gate, write, scan, tenant, root, budget=Budget.of(settings, runtime.clock_s),
+            holder, gate, write_back, scan, tenant, root, budget=Budget.of(settings, runtime.clock_s),
             progress=Progress(runtime.redis, runtime.keys, scan.id, runtime.clock_s, runtime.outage),
             chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
         rest = pipeline.run(Frontier.load(lease.frontier))
         holder.at = None
-        _complete(runtime, lease, pipeline, rest)
+        write(runtime.engine, _complete, lease, pipeline, rest, settings.lease_s)
 
 
 def limits_of(settings: Settings, tenant: Tenant) -> Limits:
@@ -116,35 +114,33 @@ def rule_sources(tenant: Tenant) -> RuleSources:
     return RuleSources(Rules().below(own), (GIT_RULE_FILE, RULE_FILE) if tenant.gitignore else (RULE_FILE,))
 
 
-def _complete(runtime: Runtime, lease: shards.Lease, pipeline: Pipeline, rest: Frontier) -> None:
+def _complete(connection: Connection, lease: shards.Lease, pipeline: Pipeline, rest: Frontier, lease_s: float) -> None:
     """Done: the rest becomes new shards, and the finish ready if this was the last, in one transaction."""
-    with writing(runtime.engine) as connection:
-        scan = scans.lock(connection, lease.scan_id)
-        if scan is None:
-            raise LeaseLost(f"scan {lease.scan_id} is no more")
-        shards.renew(connection, lease, runtime.settings.lease_s)
-        parts = [part for piece in pipeline.pieces for part in piece.shared_out(FAN_OUT)]
-        shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue)
-        tree.disown(connection, lease.tenant_id, [piece.directory_id for piece in pipeline.pieces])
-        left = tree.count_owned(connection, lease.tenant_id, lease.fence, lease.number)
-        if left:
-            pieces = [Frontier().dump()] * min(left, FAN_OUT)
-            numbers = shards.add(connection, scan, pieces, lease.queue)
-            tree.hand_over(connection, lease.tenant_id, lease.fence, lease.number, numbers)
-        if rest.ranged:
-            shards.add(connection, scan, [rest.dump()], lease.queue)
-        shards.complete(
-            connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
-            directories_unchanged=pipeline.directories_unchanged, other=pipeline.other,
-        )  # fmt: skip
-        shards.ready_finish(connection, lease.scan_id)
+    scan = scans.lock(connection, lease.scan_id)
+    if scan is None:
+        raise LeaseLost(f"scan {lease.scan_id} is no more")
+    shards.renew(connection, lease, lease_s)
+    parts = [part for piece in pipeline.pieces for part in piece.shared_out(FAN_OUT)]
+    shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue)
+    tree.disown(connection, lease.tenant_id, [piece.directory_id for piece in pipeline.pieces])
+    left = tree.count_owned(connection, lease.tenant_id, lease.fence, lease.number)
+    if left:
+        pieces = [Frontier().dump()] * min(left, FAN_OUT)
+        numbers = shards.add(connection, scan, pieces, lease.queue)
+        tree.hand_over(connection, lease.tenant_id, lease.fence, lease.number, numbers)
+    if rest.ranged:
+        shards.add(connection, scan, [rest.dump()], lease.queue)
+    shards.complete(
+        connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
+        directories_unchanged=pipeline.directories_unchanged, other=pipeline.other,
+    )  # fmt: skip
+    shards.ready_finish(connection, lease.scan_id)
 
 
 def fail(runtime: Runtime, scan: Scan, error: str) -> None:
     """The scan cannot go on: it ends failed, without deletions, once its finish has run."""
     log.error("scan %s fails: %s", scan.id, error)
-    with writing(runtime.engine) as connection:
-        shards.end_early(connection, scan.id, ScanState.FAILED, error)
+    write(runtime.engine, shards.end_early, scan.id, ScanState.FAILED, error)
 
 
 def peak_memory_bytes() -> int:

@@ -1,13 +1,21 @@
-"""When the database fails under a task: try again later, or, where the disk is full, let the scan fail and say so."""
+"""When the database fails under a task: what is held is given back, or, where the disk is full, the scan fails.
+
+Only trouble of the field is met here. A statement that is wrong is a mistake of ours: it counts as any other failed
+attempt, or a shard would be tried for ever.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
 from db import schema, shards
-from db.engine import disk_full, writing
+from db.engine import write
+from db.failures import Failure, failure_of
 from db.types import ScanState
 from tasks.app import Runtime
 from tasks.redis import progress
@@ -15,28 +23,50 @@ from tasks.redis import progress
 log = logging.getLogger(__name__)
 
 RETRY_DELAY_S = 2.0
+# A restart or a failover takes seconds: worth waiting for, where else a lease or a message would have to run out.
+OUTLASTED_S = 10.0
+PAUSES_S = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
     """Let somebody try this shard again, a little later."""
-    with writing(runtime.engine) as connection:
-        shards.release(connection, lease, delay_s=RETRY_DELAY_S, error=error)
+    outlast(write, runtime.engine, shards.release, lease, delay_s=RETRY_DELAY_S, error=error)
 
 
-def database_failed(runtime: Runtime, lease: shards.Lease, error: DBAPIError) -> None:
-    """A statement failed and its transaction is rolled back. Whatever cannot be written now either, the end of the
-    lease does.
+def outlast(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    """`work(…)`, tried again for some seconds while the database is away. It may be done twice."""
+    last_s = time.monotonic() + OUTLASTED_S
+    for pause_s in PAUSES_S:
+        try:
+            return work(*args, **more)
+        except DBAPIError as error:
+            if failure_of(error) is not Failure.LATER or time.monotonic() + pause_s > last_s:
+                raise
+        time.sleep(pause_s)
+    return work(*args, **more)
+
+
+def database_failed(runtime: Runtime, lease: shards.Lease, error: Exception) -> bool:
+    """A statement failed under a shard, and its transaction is rolled back; False: that is no trouble of the field.
+
+    Whatever cannot be written now either, the end of the lease does.
     """
+    if not isinstance(error, DBAPIError) or failure_of(error) is Failure.OURS:
+        return False
+    full = failure_of(error) is Failure.FULL
     sentence = str(schema.unusable(runtime.engine, error))
     log.error("shard %d of scan %s: %s", lease.number, lease.scan_id, sentence)
     try:
-        if disk_full(error) and lease.number != shards.FINISH:
-            with writing(runtime.engine) as connection:
-                shards.end_early(connection, lease.scan_id, ScanState.FAILED, sentence)
+        if full and lease.number != shards.FINISH:
+            write(runtime.engine, shards.end_early, lease.scan_id, ScanState.FAILED, sentence)
         else:
             give_back(runtime, lease, sentence)
     except DBAPIError as again:
         log.error("shard %d of scan %s could not be given back: %s", lease.number, lease.scan_id, again.orig)
-    if disk_full(error):
+    if full:
         # Whoever waits must hear of it also where not even the failure could be written down.
         progress.tell_error(runtime.redis, runtime.keys, lease.scan_id, sentence)
+    return True

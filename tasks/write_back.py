@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Connection
+
 from db import changes, ranges, scans, tree
 from db.scans import Scan
 from db.types import KnownDirectory, name_hash
@@ -153,15 +155,15 @@ class WriteBack:
         batch = self._batch
         if not len(batch):
             return
-        with self._holder.flush(len(batch.changes), settles=len(batch.tree) > 0, **batch.counted) as (
-            connection,
-            first,
-        ):
+
+        def write(connection: Connection, first: int) -> None:
             tree.write(connection, batch.tree)
             numbered = [(self._tenant_id, self._fence, first + i, *rest) for i, rest in enumerate(batch.changes)]
             changes.write(connection, numbered)
             changes.write_errors(connection, batch.errors)
             tree.disown(connection, self._tenant_id, batch.disowned)
+
+        self._holder.flush_changes(write, len(batch.changes), settles=len(batch.tree) > 0, **batch.counted)
         self._batch = Batch()
 
 

@@ -121,6 +121,12 @@ def _subfolder(folder: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def own_folder(server_folder: Path) -> Path:
+    """For a server of another kind."""
+    return _subfolder(server_folder)
+
+
 @pytest.fixture(scope="session")
 def redis_server(server_folder: Path) -> Iterator[RedisServer]:
     """The session's Redis. A test that stops or fills its server wants `own_redis`."""
@@ -240,4 +246,4 @@ def engine(migrated_url: str) -> Iterator[Engine]:
 @pytest.fixture
 def own_postgres(server_folder: Path) -> Callable[..., PostgresServer]:
     """For a server to stop, kill and start again, of a given kind or the last: `with own_postgres() as server:`."""
-    return lambda kind=POSTGRES_KINDS[-1]: PostgresServer(kind, _subfolder(server_folder))
+    return lambda kind=POSTGRES_KINDS[-1], *settings: PostgresServer(kind, _subfolder(server_folder), *settings)

@@ -29,6 +29,7 @@ TRIALS = {
     "unzip": ["unzip", "-v"],
     "netns": ["unshare", "--net", "true"],
     "git": ["git", "version"],
+    "pgbouncer": ["pgbouncer", "--version"],
     "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],
     "ext4": of_an_image("ext4", 16, "-q"),
     "xfs": of_an_image("xfs", 320, "-q"),

@@ -293,9 +293,10 @@ class PostgresServer(Server):
     stop_signal = signal.SIGQUIT  # immediate: no checkpoint, nothing is kept anyway
     settings = ("fsync=off", "full_page_writes=off", "max_wal_size=256MB", "listen_addresses=")
 
-    def __init__(self, kind: PostgresKind, folder: Path):
+    def __init__(self, kind: PostgresKind, folder: Path, *settings: str):
         super().__init__(folder)
         self.kind = kind
+        self.settings += settings
         self.data = folder / "data"
         self.bin = kind.bin
         self._names = (f"test_{number}" for number in itertools.count(1))
@@ -322,15 +323,21 @@ class PostgresServer(Server):
 
     def start(self) -> None:
         if not self.data.exists():
-            self.process = self._spawn(
-                *(self.bin / "initdb", "-D", self.data, "-U", "strandline", "-A", "trust"),
-                *("-E", "UTF8", "--no-locale", "--no-sync"),
-            )
-            if self.process.wait(START_S) != 0:
-                raise self._failure("initdb failed")
+            self._make_data()
         options = [part for setting in self.settings for part in ("-c", setting)]
         self.process = self._spawn(self.bin / "postgres", "-D", self.data, "-k", self.folder, *options)
         wait_until(self._answers, START_S, "PostgreSQL answers")
+
+    def _make_data(self) -> None:
+        self._run_to_end(
+            *("initdb", "-D", self.data, "-U", "strandline", "-A", "trust"),
+            *("-E", "UTF8", "--no-locale", "--no-sync"),
+        )
+
+    def _run_to_end(self, name: str, *options: str | Path) -> None:
+        self.process = self._spawn(self.bin / name, *options)
+        if self.process.wait(START_S) != 0:
+            raise self._failure(f"{name} failed")
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -343,8 +350,8 @@ class PostgresServer(Server):
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(f"host={self.folder} user=strandline dbname=postgres", autocommit=True)
 
-    def url(self, database: str) -> str:
-        return f"postgresql+psycopg://strandline@/{database}?host={quote(str(self.folder))}"
+    def url(self, database: str, user: str = "strandline") -> str:
+        return f"postgresql+psycopg://{user}@/{database}?host={quote(str(self.folder))}"
 
     @contextlib.contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:

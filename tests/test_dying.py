@@ -12,7 +12,7 @@ from db import schema
 from db.engine import connect
 from tasks import settings as all_settings
 from tasks.app import make_app
-from tasks.finish import ATTEMPTS
+from tasks.finish import DEATHS_AT_MOST
 from tests import trees
 from tests.command import tmpfs_folder
 from tests.in_process import Died, InProcess
@@ -107,7 +107,7 @@ def test_a_finish_that_dies_again_and_again_fails_the_scan_and_the_next_one_dele
     before = scanned.index()
     with monkeypatch.context() as patch:
         patch.setattr("tasks.finish._look_again", die)
-        assert [scanned.carry_on() for _ in range(ATTEMPTS)] == [False] * ATTEMPTS
+        assert [scanned.carry_on() for _ in range(DEATHS_AT_MOST)] == [False] * DEATHS_AT_MOST
 
     assert scanned.carry_on()
 

@@ -15,8 +15,9 @@ from db.types import Trigger
 from orchestrator.start import start_queued
 from tasks import settings as all_settings
 from tasks.app import make_app
+from tasks.careful import DEATHS_AT_MOST
 from tasks.finish import finish
-from tasks.scan_shard import ATTEMPTS, scan_shard
+from tasks.scan_shard import scan_shard
 from tests import needs, scenarios, scenarios_report, trees
 from tests.command import Command, each_change_once, tmpfs_folder
 from tests.trees import Dir, File, apply_feed, build, listing
@@ -217,13 +218,13 @@ def test_a_mistake_of_ours_in_a_shard_is_tried_again_and_then_ends_the_scan(
         scan, _ = scans.request(connection, tenant.id, trigger=Trigger.REQUEST)
     start_queued(engine, app.runtime.settings)
 
-    for _ in range(ATTEMPTS):
+    for _ in range(DEATHS_AT_MOST + 1):
         scan_shard(scan.id, 1)
     finish(scan.id)
 
     with reading(engine) as connection:
         ended = scans.get(connection, scan.id)
-    assert ended is not None and ended.state == "failed" and "ZeroDivisionError" in (ended.error or "")
+    assert ended is not None and ended.state == "failed" and "the root: ZeroDivisionError" in (ended.error or "")
 
 
 def test_a_full_scan_compares_every_row_and_finds_nothing_new(cli: Command, tmp_path: Path) -> None:

@@ -139,22 +139,26 @@ def world(tmp_path: Path, redis_url: str) -> Iterator[Make]:
 def killed_at(flush: int, *, committed: bool) -> Iterator[None]:
     """Die at the so manieth flush: before its commit, or after it."""
     count = 0
-    real = Holder.flush
+    real = Holder.flush_changes
 
-    @contextmanager
-    def dying(self: Holder, *args: int, **counted: int) -> Iterator[object]:
+    def dying(self: Holder, work: Callable[..., object], *args: int, **counted: int) -> object:
         nonlocal count
         count += 1
         this = count
-        with real(self, *args, **counted) as given:
-            yield given
+
+        def dying_work(*given: object) -> object:
+            done = work(*given)
             if this == flush and not committed:
                 raise Killed
+            return done
+
+        done = real(self, dying_work, *args, **counted)
         if this == flush:
             raise Killed
+        return done
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Holder, "flush", dying)
+        patched.setattr(Holder, "flush_changes", dying)
         yield
 
 

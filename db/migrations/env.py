@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection, Table
 
-from db.engine import connect
+from db.engine import connect, patient, writing
 from db.tables import metadata
 
 
@@ -26,5 +26,5 @@ if given is not None:
     run(given)
 else:
     url = context.config.get_main_option("sqlalchemy.url") or ""
-    with connect(url).begin() as own:
+    with writing(patient(connect(url))) as own:
         run(own)

@@ -8,7 +8,7 @@ import click
 
 from db import quarantine as all_quarantined
 from db import tenants
-from db.engine import reading, writing
+from db.engine import reading, write
 from db.tenants import Tenant
 from db.types import UsageError
 from orchestrator.cli.common import (
@@ -134,10 +134,11 @@ def release(name: str, path: str | None, everything: bool, state: str | None) ->
         raise UsageError("give either a PATH or --all")
     settings = settings_of(state)
     refuse_unknown_state(settings)
-    with database(settings) as engine, writing(engine) as connection:
-        tenant = tenants.get(connection, name)
+    with database(settings) as engine:
+        with reading(engine) as connection:
+            tenant = tenants.get(connection, name)
         given = None if path is None else relative(tenant, path)
-        count = all_quarantined.release(connection, tenant.id, given)
+        count = write(engine, all_quarantined.release, tenant.id, given)
     if path is not None and not count:
         raise UsageError(f"{path!r} of tenant {name!r} is not in quarantine; `strandline quarantine list {name}`")
     click.echo(f"{count} of {name} released")

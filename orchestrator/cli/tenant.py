@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from sqlalchemy import Connection
 
 from db import tenants
-from db.engine import reading, writing
+from db.engine import patient, reading, write
 from db.tenants import ALGORITHMS, LARGE_FILE, TIERS
 from db.types import UsageError
 from orchestrator.change import change_tenant
@@ -96,8 +97,8 @@ def add(name: str, root: str, state: str | None, as_json: bool, **policy: Any) -
     checked = checked_root(path_bytes(root), settings)
     defaults: dict[str, Any] = {"tier": TIERS[0], "interval_s": settings.interval_s, "algorithm": ALGORITHMS[0]}
     given["ignore"] = own_patterns(checked, settings) + given.get("ignore", [])
-    with database(settings) as engine, writing(engine) as connection:
-        added = tenants.add(connection, name=name, root=checked, **(defaults | given))
+    with database(settings) as engine:
+        added = write(engine, lambda connection: tenants.add(connection, name=name, root=checked, **(defaults | given)))
     _show(tenant_document(added), as_json)
 
 
@@ -199,21 +200,26 @@ def remove(name: str, state: str | None) -> None:
     """
     settings = settings_of(state)
     refuse_unknown_state(settings)
-    with database(settings) as engine, writing(engine) as connection:
-        tenants.remove(connection, tenants.get(connection, name).id)
+    with database(settings) as engine:
+        write(patient(engine), lambda connection: tenants.remove(connection, tenants.get(connection, name).id))
     click.echo(f"{name} is forgotten")
 
 
 def _change(name: str, state: str | None, **values: Any) -> dict[str, Any]:
     settings = settings_of(state)
     refuse_unknown_state(settings)
-    with database(settings) as engine, writing(engine) as connection:
+
+    def change(connection: Connection) -> dict[str, Any]:
         known = tenants.get(connection, name)
+        given = dict(values)
         if "ignore" in values or "root" in values:
             was, own = own_patterns(known.root, settings), own_patterns(values.get("root", known.root), settings)
-            given = values.get("ignore", known.patterns)
-            values["ignore"] = own + [one for one in given if one not in was + own]
-        return tenant_document(change_tenant(connection, name, **values))
+            patterns = values.get("ignore", known.patterns)
+            given["ignore"] = own + [one for one in patterns if one not in was + own]
+        return tenant_document(change_tenant(connection, name, **given))
+
+    with database(settings) as engine:
+        return write(engine, change)
 
 
 def _show(document: dict[str, Any], as_json: bool) -> None:

@@ -55,7 +55,7 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
 
 
 def _serve(stack: Stack, roots: list[bytes], once: bool) -> int:
-    talking = Session(stack.app, stack.settings, stack.pump)
+    talking = Session(stack.app, stack.settings, stack.pump, patient=True)
     try:
         failed = False
         for root in roots:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from sqlalchemy import Engine
 
 from db import schema, shards
-from db.engine import connect, writing
+from db.engine import connect, write
 from db.types import StrandlineError
 from orchestrator.refill import refill
 from orchestrator.stack import broker, processes, roles
@@ -97,8 +97,7 @@ class Stack:
     def _give_back_shards(engine: Engine) -> None:
         """No worker is alive: nobody holds a shard. (Others may share a PostgreSQL; there the leases run out.)"""
         if engine.dialect.name == "sqlite":
-            with writing(engine) as connection:
-                shards.release_all(connection)
+            write(engine, shards.release_all)
 
     def _role(self, name: str, work: Callable[[], None]) -> None:
         self._starters[name] = lambda: processes.fork(name, work, piped=self._piped)

@@ -1,0 +1,103 @@
+"""A connection to PostgreSQL on which nothing waits without end, directly or through a pooler.
+
+No session state is relied upon, since a pooler such as PgBouncer in transaction mode may give each transaction another
+session: the bounds are set with each BEGIN, in the same round trip, and nothing is prepared there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.errors import ReadOnlySqlTransaction
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.pool import QueuePool
+
+T = TypeVar("T")
+
+# Both below the default lease, so that a stopped writer is thrown out before its shard is given to another.
+LOCK_TIMEOUT_S = 5
+IDLE_IN_TRANSACTION_TIMEOUT_S = 6
+# Statements are batched to some 200 ms; this is what a loaded server may make of it. (The lease is renewed meanwhile.)
+STATEMENT_TIMEOUT_S = 30
+# The server keeps the bounds above. Where nothing answers, though the other end's kernel does, we must ourselves.
+ANSWER_TIMEOUT_S = STATEMENT_TIMEOUT_S + 10
+CONNECT_TIMEOUT_S = 5
+POOL_TIMEOUT_S = 30
+# A peer that vanished is given up after 5 + 3 × 2 s where we wait for it, and after 10 s where we send.
+_TCP = {
+    "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}  # fmt: skip
+
+
+def _begin(statement_timeout_s: int) -> str:
+    # Locks are held against each other in read committed, whatever the server's default: what others committed while
+    # we waited for a lock must be seen after it.
+    return (
+        "BEGIN ISOLATION LEVEL READ COMMITTED; "
+        f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; "
+        f"SET LOCAL statement_timeout = '{statement_timeout_s}s'; "
+        f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_S}s'"
+    )
+
+
+_BEGIN, _BEGIN_PATIENTLY = _begin(STATEMENT_TIMEOUT_S), _begin(0)
+
+
+class Bounded(psycopg.Connection[Any]):
+    """A connection that is closed where the server does not answer within `answer_timeout_s` (None: without end)."""
+
+    answer_timeout_s: float | None = ANSWER_TIMEOUT_S
+
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Until the server has answered."""
+        try:
+            return super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout as error:
+            self.close()
+            raise psycopg.OperationalError(f"no answer within {self.answer_timeout_s} s") from error
+
+
+def engine(url: str, pool_size: int) -> Engine:
+    """An engine with at most `pool_size` connections. The driver's own BEGIN is off: ours says more."""
+    made = create_engine(
+        url, poolclass=QueuePool, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_use_lifo=True,
+        pool_timeout=POOL_TIMEOUT_S,
+        connect_args={
+            "application_name": "strandline", "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True, **_TCP
+        },
+    )  # fmt: skip
+
+    @event.listens_for(made, "do_connect")
+    def open_bounded(_dialect: Any, _record: Any, args: list[Any], options: dict[str, Any]) -> Bounded:
+        return Bounded.connect(*args, **options)
+
+    @event.listens_for(made, "connect")
+    def prepare_nothing_behind_a_pooler(connection: Bounded, _record: Any) -> None:
+        # (Where statements can be prepared, many rows take half the time.)
+        if is_pooled(connection):
+            connection.prepare_threshold = None
+
+    @event.listens_for(made, "begin")
+    def begin(connection: Connection) -> None:
+        patient = connection.get_execution_options().get("patient", False)
+        driver: Any = connection.connection.driver_connection
+        driver.answer_timeout_s = None if patient else ANSWER_TIMEOUT_S
+        connection.exec_driver_sql(_BEGIN_PATIENTLY if patient else _BEGIN)
+
+    @event.listens_for(made, "handle_error")
+    def leave_who_cannot_be_written_to(context: ExceptionContext) -> None:
+        # It is a standby since a failover, as all connections of this pool are: open new ones.
+        if isinstance(context.original_exception, ReadOnlySqlTransaction):
+            context.is_disconnect = True
+
+    return made
+
+
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Does another process answer than the one that we are connected to? A pooler makes up the id that it shows."""
+    row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    return row is None or row[0] != connection.info.backend_pid
