@@ -42,10 +42,9 @@ def is_careful(lease: Lease) -> bool:
 
 def convict(runtime: Runtime, lease: Lease, scan: Scan) -> bool:
     """Put what killed its holders into quarantine, if that is known by now. True where the shard is over with that."""
-    if lease.suspect is not None and lease.suspect_deaths >= CONVICTED_FROM:
-        return _convict_entry(runtime, lease, scan, lease.suspect)
     if lease.deaths < DEATHS_AT_MOST:
-        return False
+        convicted = lease.suspect is not None and lease.suspect_deaths >= CONVICTED_FROM
+        return convicted and _convict_entry(runtime, lease, scan, lease.suspect or b"")
     error = lease.error or "nobody knows of what"
     log.error("shard %d of scan %s is left alone: %d holders died, %s", lease.number, scan.id, lease.deaths, error)
     write(runtime.engine, _give_up, lease, f"{lease.deaths} holders died: {error}")

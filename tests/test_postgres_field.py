@@ -40,7 +40,7 @@ def field(postgres_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = postgresql._BEGIN.replace("'10s'", "'200ms'").replace("'30s'", "'500ms'")
+    quick = postgresql._BEGIN.replace("'5s'", "'200ms'").replace("'30s'", "'500ms'")
     monkeypatch.setattr(postgresql, "_BEGIN", quick)
 
 
@@ -191,7 +191,7 @@ def test_a_statement_that_takes_too_long_is_ended_but_for_the_patient(field: Eng
 
 
 def test_who_does_nothing_in_a_transaction_loses_it(field: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgresql, "_BEGIN", postgresql._BEGIN.replace("'15s'", "'100ms'"))
+    monkeypatch.setattr(postgresql, "_BEGIN", postgresql._BEGIN.replace("'6s'", "'100ms'"))
 
     def idle(connection: Connection) -> None:
         connection.exec_driver_sql("UPDATE two SET n = 1")
@@ -289,7 +289,7 @@ def test_a_shard_whose_statement_took_too_long_is_tried_later(scanned: tuple[InP
     invariants.check(it.engine, {"t": it.root})
 
 
-def test_a_statement_that_is_wrong_leaves_its_shard_alone_after_some_attempts(
+def test_a_statement_that_is_wrong_leaves_its_shard_alone(
     scanned: tuple[InProcess, Faults],
 ) -> None:
     it, faults = scanned
