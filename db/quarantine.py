@@ -72,3 +72,9 @@ def release(connection: Connection, tenant_id: int, path: bytes | None) -> int:
     if path is not None:
         query = query.where(quarantine.c.path_hash == _key(path))
     return connection.execute(query).rowcount
+
+
+def acquit(connection: Connection, tenant_id: int, fence: int) -> None:
+    """Release what the scan of that fence put into quarantine for a time."""
+    q = quarantine.c
+    connection.execute(delete(quarantine).where(q.tenant_id == tenant_id, q.fence == fence, q.until.is_not(None)))

@@ -55,6 +55,7 @@ def _give_up(connection: Connection, lease: Lease, error: str) -> None:
     scans.lock(connection, lease.scan_id)
     scans.note_error(connection, lease.scan_id, f"shard {lease.number} is left alone: {error}")
     shards.quarantine(connection, lease, error)
+    quarantine.acquit(connection, lease.tenant_id, lease.fence)  # the error is met everywhere
     shards.ready_finish(connection, lease.scan_id)
 
 
