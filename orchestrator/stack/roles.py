@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 from celery import signals
-from celery.exceptions import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from orchestrator.stack.processes import die_with_parent
 from tasks.app import QUEUES, App
@@ -34,6 +34,8 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
     main = os.getpid()
     # It warns of root because of pickle; messages here are JSON and hold ids only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # And of what Celery 6 will do with tasks that run while the broker is away; ours need no broker to go on.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
     @signals.worker_process_init.connect(weak=False)
     def tie(**_: Any) -> None:

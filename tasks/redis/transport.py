@@ -12,15 +12,40 @@ from typing import Any
 
 from celery.app.amqp import AMQP
 from kombu.connection import Connection as KombuConnection
-from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 
 # The wait between two attempts grows to this, not to kombu's 30 s: who restarts a Redis expects seconds.
 INTERVAL_MAX_S = 5.0
 WRITABLE_S = 60
 
 
+_ERRORS = redis.Transport.connection_errors + redis.Transport.channel_errors
+
+
+class QoS(redis.QoS):
+    """Counts a message as done also where Redis could not be told. kombu forgets to, and after as many such messages
+    as a worker may hold it takes no more, for ever. (Redis may hand the message out once again, which does no harm.)
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)
+        except _ERRORS:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue)
+        except _ERRORS:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+
 class _Writing:
     """A channel that begins by writing something."""
+
+    QoS = QoS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -38,9 +63,6 @@ class Channel(_Writing, redis.Channel):
 
 class SentinelChannel(_Writing, redis.SentinelChannel):
     pass
-
-
-_ERRORS = redis.Transport.connection_errors + redis.Transport.channel_errors
 
 
 class Transport(redis.Transport):
