@@ -6,6 +6,9 @@ cannot be declared. Here every such answer breaks the connection, and a connecti
 succeeded; so a worker waits for a server that is well, saying so, as it does for one that is down.
 """
 
+# kombu is typed only in part.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 from typing import Any
@@ -42,27 +45,37 @@ class QoS(redis.QoS):
             raise
 
 
-class _Writing:
-    """A channel that begins by writing something."""
+class Channel(redis.Channel):
+    """A channel that begins by writing something, and does not go on in silence where a pop was never answered."""
 
     QoS = QoS
+    _pop_lost = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         try:
-            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
+            with self.conn_or_acquire() as client:
                 client.set("writable", "1", ex=WRITABLE_S)
         except BaseException:
-            self.close()  # type: ignore[attr-defined]
+            self.close()
             raise
 
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        self._pop_lost |= self._in_poll is connection
+        super()._on_connection_disconnect(connection)
 
-class Channel(_Writing, redis.Channel):
-    pass
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """kombu, which drops a connection that is silent for too long, would only pop again on another; but what the
+        lost pop took is lost, and whoever uses this connection must know (see tasks.consumer).
+        """
+        if self._pop_lost:
+            self._pop_lost = False
+            raise ConnectionError("a pop was never answered")
+        super()._brpop_start(timeout)
 
 
-class SentinelChannel(_Writing, redis.SentinelChannel):
-    pass
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same, by way of sentinels."""
 
 
 class Transport(redis.Transport):
@@ -84,7 +97,7 @@ class Connection(KombuConnection):
 
     def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         ours = {"interval_start": 1.0, "interval_step": 1.0, "interval_max": INTERVAL_MAX_S}
-        return super()._ensure_connection(*args, **ours | kwargs)  # type: ignore[no-untyped-call]
+        return super()._ensure_connection(*args, **ours | kwargs)
 
 
 class Messaging(AMQP):
