@@ -172,7 +172,7 @@ def scans(cluster: Cluster, root: bytes) -> None:
 def test_tls_a_user_and_a_database_of_its_own(own_redis, sqlite: str, tmp_path: Path) -> None:
     made = certificates.make(tmp_path)
     with own_redis() as server, redis.from_url(server.url) as admin, Proxy(server.port, made.context()) as proxy:
-        admin.execute_command("ACL", "SETUSER", "strand", "on", f">{SECRET}", "~field:*", "&field:*", "+@all")
+        admin.execute_command("ACL", "SETUSER", "strand", "on", f">{SECRET}", "~field:*", "&*", "+@all")
         admin.execute_command("ACL", "SETUSER", "default", "off")
         url = (
             f"rediss://strand:{QUOTED}@127.0.0.1:{proxy.port}/1?ssl_ca_certs={made.ca}"

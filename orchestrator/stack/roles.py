@@ -34,8 +34,6 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
     main = os.getpid()
     # It warns of root because of pickle; messages here are JSON and hold ids only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # And of what Celery 6 will do with tasks that run while the broker is away; ours need no broker to go on.
-    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
     @signals.worker_process_init.connect(weak=False)
     def tie(**_: Any) -> None:
@@ -43,6 +41,8 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
 
     @signals.after_setup_logger.connect(weak=False)
     def say_what_we_do(**_: Any) -> None:
+        # Celery warns of what its version 6 will do with tasks that run while the broker is away; ours go on without.
+        warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         # A line a scan is wanted where Celery's own line for every message is not.
         for name in ("tasks", "orchestrator"):
             logging.getLogger(name).setLevel(logging.INFO if serving else logging.WARNING)

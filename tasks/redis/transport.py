@@ -60,6 +60,13 @@ class Channel(redis.Channel):
             self.close()
             raise
 
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """kombu closes a broken channel twice, the second time without a transport: that killed the worker."""
+        if self.connection is None or self.connection.client is None:
+            raise ConnectionError("this channel is closed")
+        found: dict[str, Any] = super()._connparams(asynchronous)
+        return found
+
     def _on_connection_disconnect(self, connection: Any) -> None:
         self._pop_lost |= self._in_poll is connection
         super()._on_connection_disconnect(connection)
