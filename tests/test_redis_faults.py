@@ -75,7 +75,10 @@ class Field:
         """Return just after the worker, which pops for a second at a time, has begun anew."""
         calls = self._pops()
         wait_until(lambda: self._pops() > calls, 10, "the worker's pop ends")
-        wait_until(lambda: any("b" in one["flags"] for one in self.client.client_list()), 10, "it pops again")
+        wait_until(self.pops, 10, "it pops again")
+
+    def pops(self) -> bool:
+        return any("b" in one["flags"] for one in self.client.client_list())
 
     def _pops(self) -> int:
         return self.client.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"]
@@ -157,6 +160,7 @@ def test_messages_lost_by_flushall_are_sent_again_within_seconds(field: Field) -
     worker = field.process("worker")
     worker.send(signal.SIGSTOP)
     try:
+        wait_until(lambda: not field.pops(), 10, "no pop of the worker is under way")
         field.ask(name)
         assert field.client.llen("strandline:interactive") > 0
         field.client.flushall()

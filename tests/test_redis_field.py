@@ -6,14 +6,18 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
 
-from db.types import UsageError
+from db.types import StrandlineError, UsageError
 from tasks import settings as all_settings
-from tasks.redis import policy
+from tasks.consumer import Doubt
+from tasks.redis import mark, policy
 from tasks.redis.connection import Address, unix_url
+from tasks.redis.keys import Keys
+from tasks.redis.outage import Outage
 from tasks.redis.transport import INTERVAL_MAX_S, Connection
 from tests import certificates
 from tests.cluster import Cluster, running
@@ -298,8 +302,55 @@ def test_a_worker_that_finds_no_redis_says_so_and_starts_once_there_is_one(
         assert worker.stderr.wait_for(b"ready", 30), worker.stderr.content
 
 
-def test_the_embedded_stack_gives_a_configured_redis_some_time_and_then_says_what_is_wrong(tmp_path: Path) -> None:
-    cli = Command(tmp_path / "state", {"STRANDLINE_REDIS_URL": f"redis://:s3cr@127.0.0.1:{_closed_port()}"})
-    done = cli.run("scan", os.fsdecode(tree(tmp_path)))
-    assert done.returncode == 2 and "does not answer" in done.stderr and "s3cr" not in done.stderr
-    assert unix_url("/a?b") == "unix:///a%3Fb"
+def test_an_embedded_stack_gives_a_configured_redis_some_time_and_then_says_what_is_wrong() -> None:
+    at = address(f"redis://:s3cr@127.0.0.1:{_closed_port()}")
+    with (
+        at.client() as client,
+        pytest.raises(StrandlineError, match="does not answer.*STRANDLINE_REDIS_URL") as refused,
+    ):
+        policy.await_fit(client, at, patience_s=0)
+    assert "s3cr" not in str(refused.value) and unix_url("/a?b") == "unix:///a%3Fb"
+
+
+# ---- What a process says and does while Redis is away
+
+
+def test_an_outage_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    outage = Outage(lambda: now[0])
+    for _ in range(3):
+        outage.failed("nothing can be sent", redis.TimeoutError("no answer"))
+    assert outage.paused
+    now[0] += 60
+    assert not outage.paused, "it is tried again"
+    outage.over()
+    outage.over()
+    assert [one.getMessage() for one in caplog.records] == [
+        "nothing can be sent, Redis does not do as asked: no answer",
+        "Redis is well again after 60 s",
+    ]
+
+
+def test_a_worker_whose_connections_break_at_once_connects_ever_more_slowly(redis_client: redis.Redis) -> None:
+    step, slept, now = Doubt(None), [], [0.0]
+    step.clock_s, step.sleep = lambda: now[0], slept.append
+    runtime = SimpleNamespace(redis=redis_client, keys=Keys("p:"), outage=Outage(lambda: 0.0))
+    consumer = SimpleNamespace(app=SimpleNamespace(runtime=runtime))
+    redis_client.set("p:mark", "1")
+    for _ in range(8):
+        step.start(consumer)
+    now[0] += 60  # this one held
+    step.start(consumer)
+    step.start(consumer)
+    assert slept == [1, 2, 3, 4, 5, 5, 5, 1]
+    assert not redis_client.exists("p:mark")
+
+
+def test_what_was_sent_is_forgotten_once_where_the_mark_is_gone(redis_client: redis.Redis) -> None:
+    forgotten: list[int] = []
+    for _ in range(3):
+        mark.look(redis_client, Keys("p:"), lambda: forgotten.append(1))
+    assert forgotten == [1]
+    redis_client.flushall()
+    mark.look(redis_client, Keys("p:"), lambda: forgotten.append(2))
+    assert forgotten == [1, 2]
