@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 
 from db.engine import connect
 from db.tree import Ids
+from tasks.drain import Drain
 from tasks.redis import transport
 from tasks.redis.connection import BROKER_ERRORS, BROKER_TIMEOUT_S, Address
 from tasks.redis.keys import Keys
@@ -43,6 +44,7 @@ class Runtime:
         self.clock_s: Callable[[], float] = time.monotonic
         self.keys = Keys(settings.redis_prefix)
         self.outage = Outage(time.monotonic)
+        self.drain = Drain()
 
     @cached_property
     def engine(self) -> Engine:
@@ -90,7 +92,6 @@ def make_app(settings: Settings) -> App:
         task_acks_late=True,  # only saves time: what is lost is sent again from the database
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,  # a message waits where every worker can take it
-        worker_soft_shutdown_timeout=10,
         worker_enable_remote_control=True,
         worker_hijack_root_logger=True,
         broker_connection_retry_on_startup=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -9,14 +11,30 @@ from celery import bootsteps
 
 from tasks.redis import mark
 
+# A connection that broke sooner was no good: each time the worker waits a second longer, up to as many.
+GOOD_AFTER_S = 5.0
+
 
 class Doubt(bootsteps.StartStopStep):
-    """Doubts what is under way: a message that was being handed over when the connection broke is lost."""
+    """Doubts what is under way: a message that was being handed over when the connection broke is lost. And keeps a
+    worker from connecting many times a second to a server that takes it and then refuses what it asks.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    clock_s: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._started_s = float("-inf")
+        self._pause_s = 0.0
 
     def start(self, consumer: Any) -> None:
         """Connected, for the first time or again."""
+        self._pause_s = min(self._pause_s + 1, GOOD_AFTER_S) if self.clock_s() - self._started_s < GOOD_AFTER_S else 0.0
+        if self._pause_s:
+            self.sleep(self._pause_s)
+        self._started_s = self.clock_s()
         runtime = consumer.app.runtime
         try:
             mark.wipe(runtime.redis, runtime.keys)

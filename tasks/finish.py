@@ -22,6 +22,7 @@ from tasks.core.guard import Place, doubt_mount, doubt_root, mixed_root
 from tasks.core.profile import place_of
 from tasks.core.walk import Tree
 from tasks.deletions import Deletions
+from tasks.drain import Draining
 from tasks.keeper import Keeper
 from tasks.lease import Holder, claim
 from tasks.redis import watermark
@@ -47,7 +48,7 @@ def finish(scan_id: str) -> None:
 
 
 def _end(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
-    holder = Holder(runtime.engine, lease, runtime.settings.lease_s)
+    holder = Holder(runtime.engine, lease, runtime.settings.lease_s, runtime.drain)
     try:
         with Keeper(holder, runtime.settings.stall_s, when_stalled(runtime, holder)):
             place = _settle(holder, scan, tenant)
@@ -56,6 +57,8 @@ def _end(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> N
     except LeaseLost as error:
         log.warning("tenant %s: %s", tenant.name, error)
         return
+    except Draining:
+        write(runtime.engine, shards.release, lease)
     except DBAPIError as error:
         if not database_failed(runtime, lease, error):
             raise

@@ -12,6 +12,7 @@ from db.engine import write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import LeaseLost
+from tasks.drain import Drain, Draining
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,17 +37,23 @@ def claim(connection: Connection, scan_id: str, number: int, lease_s: float) -> 
 class Holder:
     """A leased shard in the process that works on it. `at` is the path that is being looked at, empty for the root."""
 
-    def __init__(self, engine: Engine, lease: shards.Lease, lease_s: float) -> None:
+    def __init__(self, engine: Engine, lease: shards.Lease, lease_s: float, drain: Drain | None = None) -> None:
         self.lease = lease
         self.engine = engine
         self.lease_s = lease_s
         self.at: bytes | None = None
         self._lost: LeaseLost | None = None
+        self._drain = drain
 
     def check(self) -> None:
-        """Call now and then. Raises LeaseLost where it is known that the shard is somebody else's by now."""
+        """Call now and then. Raises LeaseLost where it is known that the shard is somebody else's by now, and Draining,
+        once, where this process is to end.
+        """
         if self._lost is not None:
             raise self._lost
+        if self._drain is not None and self._drain.has_begun:
+            self._drain = None  # from here on only what puts the shard back is done
+            raise Draining
 
     def renew(self) -> None:
         """Extend the lease. Raises LeaseLost, and then `check` does so too."""
@@ -58,7 +65,7 @@ class Holder:
 
     def flush(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
         """`work(connection, …)` in a transaction that writes only while the shard is ours, done again as `write` in
-        db/engine.py says. Raises LeaseLost, and then nothing was written.
+        db/engine.py says. Raises LeaseLost, Draining, and then nothing was written.
         """
         return self.flush_changes(lambda connection, _: work(connection, *args, **more), 0)
 
@@ -67,6 +74,8 @@ class Holder:
         """The same with `work(connection, first)`, where `reserve` numbers for changes from `first` on are its own;
         what was `counted` is added to the shard's counters. `settles`: it brings the work on, see shards.flush.
         """
+
+        self.check()
 
         def held(connection: Connection) -> T:
             first = shards.flush(connection, self.lease, self.lease_s, reserve, settles=settles, **counted)

@@ -23,6 +23,7 @@ from tasks.core.breaker import ROOT, Failed, Limits
 from tasks.core.ignore import Rules, RuleSet
 from tasks.core.rule_sources import GIT_RULE_FILE, RULE_FILE, RuleSources
 from tasks.core.walk import Tree
+from tasks.drain import Draining
 from tasks.frontier import Frontier
 from tasks.gate import Gate
 from tasks.keeper import Keeper
@@ -53,7 +54,7 @@ def scan_shard(scan_id: str, number: int) -> None:
 
 
 def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
-    holder = Holder(runtime.engine, lease, runtime.settings.lease_s)
+    holder = Holder(runtime.engine, lease, runtime.settings.lease_s, runtime.drain)
     try:
         with Keeper(holder, runtime.settings.stall_s, when_stalled(runtime, holder)):
             if not convict(runtime, lease, scan):
@@ -66,6 +67,8 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
         breaker = breaker_of(runtime, tenant, lease.fence)
         breaker.failed(Failed(ROOT, error.error))
         breaker.tell()
+    except Draining:
+        write(runtime.engine, shards.release, lease)
     except StaleDirectory as error:
         give_back(runtime, lease, str(error))
     except Exception as error:
@@ -91,7 +94,11 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
             progress=Progress(runtime.redis, runtime.keys, scan.id, runtime.clock_s, runtime.outage),
             chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
-        rest = pipeline.run(Frontier.load(lease.frontier))
+        try:
+            rest = pipeline.run(Frontier.load(lease.frontier))
+        except Draining:
+            write_back.flush()  # what is done is not done again
+            raise
         holder.at = None
         write(runtime.engine, _complete, lease, pipeline, rest, settings.lease_s)
 

@@ -26,6 +26,7 @@ TRIALS = {
     "strace": ["strace", "-qq", "-o", "/dev/null", "true"],
     "mount": mounting("mount -t tmpfs none /tmp"),
     "rsync": ["rsync", "--version"],
+    "openssl": ["openssl", "version"],
     "unzip": ["unzip", "-v"],
     "netns": ["unshare", "--net", "true"],
     "git": ["git", "version"],

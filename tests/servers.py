@@ -200,7 +200,8 @@ class RedisServer(Server):
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        login = f":{self.options[self.options.index('--requirepass') + 1]}@" if "--requirepass" in self.options else ""
+        return f"redis://{login}127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
         port_is_ours = self.port != 0

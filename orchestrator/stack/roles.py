@@ -7,15 +7,17 @@ import os
 import signal
 import socket
 import sys
+import threading
 import warnings
 from typing import Any
 
 from celery import signals
-from celery.exceptions import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from orchestrator.stack.processes import die_with_parent
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt
+from tasks.drain import WITHIN_S
 
 
 def preload() -> None:
@@ -41,9 +43,19 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
 
     @signals.after_setup_logger.connect(weak=False)
     def say_what_we_do(**_: Any) -> None:
+        # Celery warns of what its version 6 will do with tasks that run while the broker is away; ours go on without.
+        warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         # A line a scan is wanted where Celery's own line for every message is not.
         for name in ("tasks", "orchestrator"):
             logging.getLogger(name).setLevel(logging.INFO if serving else logging.WARNING)
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def drain(**_: Any) -> None:
+        app.runtime.drain.begin()
+        # Celery waits without end for a task that hangs. Its children are killed with it.
+        last = threading.Timer(WITHIN_S, os._exit, [os.EX_TEMPFAIL])
+        last.daemon = True
+        last.start()
 
     app.steps["consumer"].add(Doubt)
     chosen = app.Worker(

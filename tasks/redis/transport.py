@@ -6,41 +6,83 @@ cannot be declared. Here every such answer breaks the connection, and a connecti
 succeeded; so a worker waits for a server that is well, saying so, as it does for one that is down.
 """
 
+# kombu is typed only in part.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 from typing import Any
 
 from celery.app.amqp import AMQP
 from kombu.connection import Connection as KombuConnection
-from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 
 # The wait between two attempts grows to this, not to kombu's 30 s: who restarts a Redis expects seconds.
 INTERVAL_MAX_S = 5.0
 WRITABLE_S = 60
 
 
-class _Writing:
-    """A channel that begins by writing something."""
+_ERRORS = redis.Transport.connection_errors + redis.Transport.channel_errors
+
+
+class QoS(redis.QoS):
+    """Counts a message as done also where Redis could not be told. kombu forgets to, and after as many such messages
+    as a worker may hold it takes no more, for ever. (Redis may hand the message out once again, which does no harm.)
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)
+        except _ERRORS:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue)
+        except _ERRORS:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+
+class Channel(redis.Channel):
+    """A channel that begins by writing something, and does not go on in silence where a pop was never answered."""
+
+    QoS = QoS
+    _pop_lost = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         try:
-            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
+            with self.conn_or_acquire() as client:
                 client.set("writable", "1", ex=WRITABLE_S)
         except BaseException:
-            self.close()  # type: ignore[attr-defined]
+            self.close()
             raise
 
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """kombu closes a broken channel twice, the second time without a transport: that killed the worker."""
+        if self.connection is None or self.connection.client is None:
+            raise ConnectionError("this channel is closed")
+        found: dict[str, Any] = super()._connparams(asynchronous)
+        return found
 
-class Channel(_Writing, redis.Channel):
-    pass
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        self._pop_lost |= self._in_poll is connection
+        super()._on_connection_disconnect(connection)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """kombu, which drops a connection that is silent for too long, would only pop again on another; but what the
+        lost pop took is lost, and whoever uses this connection must know (see tasks.consumer).
+        """
+        if self._pop_lost:
+            self._pop_lost = False
+            raise ConnectionError("a pop was never answered")
+        super()._brpop_start(timeout)
 
 
-class SentinelChannel(_Writing, redis.SentinelChannel):
-    pass
-
-
-_ERRORS = redis.Transport.connection_errors + redis.Transport.channel_errors
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same, by way of sentinels."""
 
 
 class Transport(redis.Transport):
@@ -62,7 +104,7 @@ class Connection(KombuConnection):
 
     def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         ours = {"interval_start": 1.0, "interval_step": 1.0, "interval_max": INTERVAL_MAX_S}
-        return super()._ensure_connection(*args, **ours | kwargs)  # type: ignore[no-untyped-call]
+        return super()._ensure_connection(*args, **ours | kwargs)
 
 
 class Messaging(AMQP):
