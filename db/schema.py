@@ -1,4 +1,8 @@
-"""The version of the schema: checked by one raw query, migrated only where it differs (importing Alembic is dear)."""
+"""The version of the schema: checked by one raw query, migrated only where it differs (importing Alembic is dear).
+
+A release works with its own schema, and with a later one that says so (table `compatibility`): schemas change in two
+steps, first by what the release before can pass over, and one release later by what it could not.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ def migrate(engine: Engine) -> bool:
     Raises DatabaseError where the schema is newer than this program.
     """
     found = version(engine)
-    if found == HEAD:
+    if may_use(engine, found):
         return False
     _refuse_newer(engine, found)
     from alembic import command
@@ -59,14 +63,28 @@ def migrate(engine: Engine) -> bool:
 
 
 def require_current(engine: Engine) -> None:
-    """Raise DatabaseError unless the schema is the one that this program was written for."""
+    """Raise DatabaseError unless the schema is one that this program may work with."""
     found = version(engine)
-    if found != HEAD:
+    if not may_use(engine, found):
         _refuse_newer(engine, found)
         raise DatabaseError(
             f"the database {where(engine)} has schema {found or 'none'}, this program needs {HEAD}: "
             "run `strandline migrate` first"
         )
+
+
+def may_use(engine: Engine, found: str | None) -> bool:
+    """May this program work with a schema of that version: its own, or a later one that it is told it may pass for?"""
+    if found == HEAD or found in KNOWN:
+        return found == HEAD
+    try:
+        with reading(engine) as connection:
+            if not engine.dialect.has_table(connection, "compatibility"):
+                return False
+            least = connection.exec_driver_sql("SELECT least FROM compatibility").scalar()
+            return least is not None and str(least) <= HEAD
+    except DBAPIError as error:
+        raise unusable(engine, error) from error
 
 
 def _refuse_newer(engine: Engine, found: str | None) -> None:

@@ -22,6 +22,8 @@ from db.types import SETTLED_SHARDS, LeaseLost, ScanState, ShardState
 FINISH = 0
 # Changes of one shard are numbered below this.
 NUMBERS_PER_SHARD = 1 << 32
+# What one worker may not take another may.
+PUT_BACK_FOR_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +326,21 @@ def mark_sent(connection: Connection, sent: Sequence[Sendable], expires_s: float
         connection.execute(
             update(shards).where(s.scan_id == shard.scan_id, s.number == shard.number).values(sent_until=until)
         )
+
+
+def is_scan_id(text: str) -> bool:
+    """Could it be the id of a scan?"""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def put_back(connection: Connection, scan_id: str, number: int) -> None:
+    """A message for a ready shard came to somebody who may not take it: let it be sent again, a little later."""
+    s = shards.c
+    query = update(shards).where(s.scan_id == scan_id, s.number == number, s.state == ShardState.READY)
+    connection.execute(query.values(sent_until=None, not_before=clock(PUT_BACK_FOR_S)))
 
 
 def forget_sent(connection: Connection) -> int:

@@ -335,6 +335,13 @@ losses = Table(
     sqlite_with_rowid=False,
 )
 
+# One row: what may work with this schema besides the release that it was made for.
+compatibility = Table(
+    "compatibility",
+    metadata,
+    Column("least", String(32), primary_key=True),  # the oldest release, by the schema that it was made for
+)
+
 # Blocks of ids that a process takes at once, so that rows can refer to one another before they are written.
 id_blocks = Table(
     "id_blocks",

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine
 from db import shards, tenants
 from db.engine import write
 from db.shards import FINISH, Sendable
+from tasks import release
 from tasks.app import EXPIRES_S, App
 from tasks.redis import mark
 from tasks.redis.connection import BROKER_ERRORS
@@ -61,4 +62,7 @@ def _send(app: App, batch: Sequence[Sendable]) -> None:
         for shard in batch:
             task = "strandline.finish" if shard.number == FINISH else "strandline.scan_shard"
             args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
-            app.send_task(task, args, queue=shard.queue, expires=EXPIRES_S, producer=producer, retry=False)
+            app.send_task(
+                task, args, queue=shard.queue, expires=EXPIRES_S, producer=producer, retry=False,
+                headers=release.headers(),
+            )  # fmt: skip

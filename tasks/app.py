@@ -45,6 +45,7 @@ class Runtime:
         self.keys = Keys(settings.redis_prefix)
         self.outage = Outage(time.monotonic)
         self.drain = Drain()
+        self.schema_until_s = 0.0  # until then the schema is known to be one that we may use
 
     @cached_property
     def engine(self) -> Engine:

@@ -26,6 +26,7 @@ from tasks.drain import Draining
 from tasks.keeper import Keeper
 from tasks.lease import Holder, claim
 from tasks.redis import watermark
+from tasks.release import takes
 from tasks.scan_shard import peak_memory_bytes
 from tasks.trouble import database_failed, outlast
 
@@ -42,6 +43,8 @@ def finish(scan_id: str) -> None:
     """End a scan whose other shards are all settled."""
     runtime: Runtime = current_app.runtime
     with outage.here.borne(runtime.engine):
+        if not takes(runtime, scan_id, shards.FINISH):
+            return
         claimed = outlast(write, runtime.engine, claim, scan_id, shards.FINISH, runtime.settings.lease_s)
         if claimed is not None:
             _end(runtime, *claimed)

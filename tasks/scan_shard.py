@@ -31,6 +31,7 @@ from tasks.lease import Holder, claim
 from tasks.pipeline import Pipeline
 from tasks.redis.breaker import Breaker
 from tasks.redis.progress import Progress
+from tasks.release import takes
 from tasks.settings import Settings
 from tasks.trouble import database_failed, give_back, outlast
 from tasks.write_back import WriteBack
@@ -48,6 +49,8 @@ def scan_shard(scan_id: str, number: int) -> None:
     """Work on one shard, if it is to be had."""
     runtime: Runtime = current_app.runtime
     with outage.here.borne(runtime.engine):
+        if not takes(runtime, scan_id, number):
+            return
         claimed = outlast(write, runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
         if claimed is not None:
             _settle(runtime, *claimed)

@@ -175,6 +175,13 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def newest_postgres_url(_postgres_servers) -> Iterator[str]:
+    """A fresh, empty database of the newest PostgreSQL: for what takes long and is about processes."""
+    with _postgres_servers(POSTGRES_KINDS[-1]).database() as url:
+        yield url
+
+
 @pytest.fixture(params=["sqlite", *POSTGRES_KINDS], ids=str)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A fresh, empty database of each sort that a store must pass the same tests on."""
@@ -225,7 +232,7 @@ def migrated_url(request: pytest.FixtureRequest, tmp_path: Path, _migrated) -> I
 
 
 def _empty(url: str) -> None:
-    names = ", ".join(table for table in metadata.tables if table != "id_blocks")
+    names = ", ".join(table for table in metadata.tables if table not in ("id_blocks", "compatibility"))
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

@@ -22,6 +22,9 @@ def of_an_image(kind: str, size_mib: int, *options: str, then: str = "true") -> 
 
 
 # Tried, not looked up: inside containers much is installed or allowed in name only.
+# The release before this one: the last commit that landed.
+FORMER = "3c91a16dc8245d05e1d302e080907c4022c32c58"
+
 TRIALS = {
     "strace": ["strace", "-qq", "-o", "/dev/null", "true"],
     "mount": mounting("mount -t tmpfs none /tmp"),
@@ -31,6 +34,7 @@ TRIALS = {
     "netns": ["unshare", "--net", "true"],
     "git": ["git", "version"],
     "pgbouncer": ["pgbouncer", "--version"],
+    "history": ["git", "-C", os.path.dirname(__file__), "cat-file", "-e", f"{FORMER}^{{commit}}"],
     "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],
     "ext4": of_an_image("ext4", 16, "-q"),
     "xfs": of_an_image("xfs", 320, "-q"),
@@ -50,6 +54,7 @@ TRIALS = {
 MAY_BE_MISSING = {
     "vfat": "the kernels of many machines that CI runs on have no vfat",
     "exfat": "nor exfat; tests.volumes has a FUSE that behaves like it",
+    "history": "a shallow clone has no release before this one",
 }
 # And this no test here tries, for want of a kernel that can.
 NOT_TRIED = {"nfs": "needs a server in the kernel; ESTALE and a clock of its own come from a FUSE"}

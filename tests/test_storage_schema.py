@@ -182,6 +182,7 @@ def test_an_empty_database_is_refused_with_what_to_do(empty):
 def test_a_newer_schema_is_refused_with_where_it_is_and_what_to_do(engine):
     with writing(engine) as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        connection.exec_driver_sql("UPDATE compatibility SET least = '9998'")
 
     for refuses in (schema.migrate, schema.require_current):
         with pytest.raises(DatabaseError) as caught:

@@ -12,6 +12,12 @@ depends_on = None
 
 
 def upgrade() -> None:
+    compatibility = op.create_table(
+        "compatibility",
+        sa.Column("least", sa.String(length=32), nullable=False),
+        sa.PrimaryKeyConstraint("least", name=op.f("pk_compatibility")),
+    )
+    op.bulk_insert(compatibility, [{"least": "0002"}])
     op.create_table(
         "quarantine",
         sa.Column("tenant_id", sa.BigInteger(), nullable=False),
@@ -34,3 +40,4 @@ def downgrade() -> None:
     op.drop_column("shards", "suspect_deaths")
     op.drop_column("shards", "suspect")
     op.drop_table("quarantine")
+    op.drop_table("compatibility")

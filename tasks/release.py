@@ -1,0 +1,66 @@
+"""Old and new workers side by side, for one release: each takes what it understands, and gives back what is newer.
+
+A message carries the version of whoever sent it in a header (releases before this one sent none, and pass over it). The
+database says which is the oldest release that may work with its schema (see db/schema.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from celery import current_task
+from celery.exceptions import Reject
+
+from db import schema, shards
+from db.engine import write
+from tasks.app import Runtime
+
+log = logging.getLogger(__name__)
+
+# Grows when a worker of the release before would do the wrong thing with a message, or with the shard that it names.
+VERSION = 1
+_HEADER = "strandline_version"
+# So long a worker that is too old waits before it gives a message back: it may be the only one that asks for it.
+PAUSE_S = 1.0
+# The schema is looked at again after so long.
+LOOK_EVERY_S = 10.0
+
+
+def headers() -> dict[str, Any]:
+    """What is sent along with each message."""
+    return {_HEADER: VERSION}
+
+
+def takes(runtime: Runtime, scan_id: object, number: object) -> bool:
+    """May this worker take the shard that a message names? False: it is put back for another, or means nothing.
+
+    Raises Reject where the schema is too new to write anything at all.
+    """
+    if not (isinstance(scan_id, str) and shards.is_scan_id(scan_id) and type(number) is int and 0 <= number < 1 << 31):
+        log.warning("a message names no shard: %.100r %.100r", scan_id, number)
+        return False
+    _require_schema(runtime)
+    if _is_newer():
+        log.warning("a message for shard %d of scan %s is of a later release, and put back", number, scan_id)
+        write(runtime.engine, shards.put_back, scan_id, number)
+        return False
+    return True
+
+
+def _is_newer() -> bool:
+    # One that says nonsense is taken for newer, too.
+    version = (current_task.request.headers or {}).get(_HEADER, VERSION) if current_task else VERSION
+    return not isinstance(version, int) or version > VERSION
+
+
+def _require_schema(runtime: Runtime) -> None:
+    if time.monotonic() < runtime.schema_until_s:
+        return
+    found = schema.version(runtime.engine)
+    if not schema.may_use(runtime.engine, found):
+        log.error("the schema is %s, too new for this worker, which knows %s: upgrade it", found, schema.HEAD)
+        time.sleep(PAUSE_S)
+        raise Reject("schema too new", requeue=True)
+    runtime.schema_until_s = time.monotonic() + LOOK_EVERY_S
