@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect
+from sqlalchemy import BigInteger, Connection, DateTime, Dialect, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -60,6 +60,13 @@ def _on_sqlite(element: clock, compiler: Any, **kw: Any) -> str:
 @compiles(clock, "postgresql")
 def _on_postgresql(element: clock, compiler: Any, **kw: Any) -> str:
     return f"(clock_timestamp() + interval '{element.plus_ms} milliseconds')"
+
+
+def now(connection: Connection) -> datetime:
+    """The time by that clock."""
+    found = connection.execute(select(clock())).scalar_one()
+    assert isinstance(found, datetime)
+    return found
 
 
 def sqlite_clock() -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine
 
-from db import scans, shards, tenants, tree
+from db import clock, scans, shards, tenants, tree
 from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
@@ -56,7 +55,7 @@ def _start(connection: Connection, scan_id: str, tenant_id: int, settings: Setti
     root = tree.root_of(connection, tenant_id)
     strategy, reason = choose(scan, tenant, root is not None)
     fence = tenants.next_fence(connection, tenant_id)
-    verified = share(tenant, datetime.now(UTC), tree.size_of(connection, tenant_id), settings)
+    verified = share(tenant, clock.now(connection), tree.size_of(connection, tenant_id), settings)
     if not scans.set_running(connection, scan_id, fence=fence, strategy=strategy, reason=reason, verified=verified):
         connection.rollback()
         return False

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
-from datetime import UTC, datetime
 
 import redis
 from sqlalchemy import Connection, Engine
 
-from db import scans, tenants
+from db import clock, scans, tenants
 from db.engine import reading, write
 from db.types import Trigger
 from orchestrator.dispatch import dispatch
@@ -24,6 +23,8 @@ from tasks.settings import Settings
 log = logging.getLogger(__name__)
 
 DUE_AT_ONCE = 100
+# So many tenants are named in one line of the log.
+NAMED = 3
 
 
 def tick(app: App, engine: Engine, settings: Settings) -> int:
@@ -53,16 +54,19 @@ def request_due(engine: Engine, settings: Settings, refused: Container[int] = ()
     """Ask for a scan of each tenant whose time has come, but for those that are refused; how many have had their time.
     Missed slots are not made up for.
     """
-    return write(engine, _request_due, datetime.now(UTC), settings.stagger_window_s, refused)
+    return write(engine, _request_due, settings.stagger_window_s, refused)
 
 
-def _request_due(connection: Connection, now: datetime, stagger_window_s: float, refused: Container[int]) -> int:
+def _request_due(connection: Connection, stagger_window_s: float, refused: Container[int]) -> int:
+    now = clock.now(connection)  # by which a time has come, too
     due = tenants.due(connection, DUE_AT_ONCE)
+    left = [tenant.name for tenant in due if tenant.id in refused]
+    if left:  # a line for all: they may be thousands
+        named = ", ".join(left[:NAMED])
+        log.warning("not scanned, since their roots fail and the breaker is open: %d tenants (%s, …)", len(left), named)
     for tenant in due:
         following = next_slot(tenant.id, tenant.interval_s, now, stagger_window_s)
-        if tenant.id in refused:
-            log.warning("tenant %s is not scanned: its root fails, and the breaker is open", tenant.name)
-        elif tenant.next_scan_at is not None:
+        if tenant.id not in refused and tenant.next_scan_at is not None:
             scans.request(connection, tenant.id, trigger=Trigger.SCHEDULE)
         tenants.change(connection, tenant.id, next_scan_at=following)
     return len(due)

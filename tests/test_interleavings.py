@@ -116,7 +116,7 @@ Make = Callable[..., World]
 def world(tmp_path: Path, redis_url: str) -> Iterator[Make]:
     engines = []
 
-    def make(spec: Dir, url: str | None = None, **settings: object) -> World:
+    def make(spec: Dir, url: str | None = None, name: str = "t", **settings: object) -> World:
         root = os.fsencode(tmp_path / f"root{len(engines)}")
         build(root, spec)
         chosen = all_settings.load(
@@ -127,7 +127,7 @@ def world(tmp_path: Path, redis_url: str) -> Iterator[Make]:
         schema.migrate(app.runtime.engine)
         engines.append(app.runtime.engine)
         with writing(app.runtime.engine) as connection:
-            tenant = tenants.add(connection, name="t", root=root, tier="standard", interval_s=60, algorithm="sha256")
+            tenant = tenants.add(connection, name=name, root=root, tier="standard", interval_s=60, algorithm="sha256")
         return World(app.runtime.engine, app, chosen, tenant.id, root)
 
     yield make
