@@ -1,4 +1,4 @@
-"""What a worker's main process does whenever it has connected to the broker."""
+"""What a worker's main process does when it has connected to the broker."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import redis
 from celery import bootsteps
 
+from tasks.app import Runtime
 from tasks.redis import mark
 
 # A connection that broke sooner was no good: each time the worker waits a second longer, up to as many.
@@ -26,16 +27,24 @@ class Doubt(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        self._started_s = float("-inf")
+        self._started_s: float | None = None
         self._pause_s = 0.0
 
     def start(self, consumer: Any) -> None:
         """Connected, for the first time or again."""
-        self._pause_s = min(self._pause_s + 1, GOOD_AFTER_S) if self.clock_s() - self._started_s < GOOD_AFTER_S else 0.0
+        again = self._started_s is not None
+        self._wait()
+        if again:
+            self._doubt(consumer.app.runtime)
+
+    def _wait(self) -> None:
+        soon = self._started_s is not None and self.clock_s() - self._started_s < GOOD_AFTER_S
+        self._pause_s = min(self._pause_s + 1, GOOD_AFTER_S) if soon else 0.0
         if self._pause_s:
             self.sleep(self._pause_s)
         self._started_s = self.clock_s()
-        runtime = consumer.app.runtime
+
+    def _doubt(self, runtime: Runtime) -> None:
         try:
             mark.wipe(runtime.redis, runtime.keys)
         except redis.RedisError as error:

@@ -241,3 +241,15 @@ def test_a_message_lost_with_the_connection_is_sent_again_within_seconds(field: 
         field.proxy.mend()
         beat.send(signal.SIGCONT)
     field.ends(name, root)
+
+
+@fault(7, "SIGSTOP, and TERM to a beat that waits for an answer")
+def test_term_ends_a_beat_that_waits_for_a_redis_that_hangs(own_redis, tmp_path: Path) -> None:
+    with own_redis() as server, running(tmp_path, f"sqlite:///{tmp_path}/test.db", server.url, workers=0) as cluster:
+        beat = cluster.processes["beat"]
+        with redis.from_url(server.url) as client:
+            wait_until(lambda: client.exists("strandline:control"), 30, "beat has sent a tick")
+        os.kill(server.pid, signal.SIGSTOP)
+        assert beat.stderr.wait_for(b"cannot be sent", 30)
+        beat.send(signal.SIGTERM)
+        assert beat.wait(20).returncode == 0 and beat.wait_gone(5) == set()

@@ -14,6 +14,7 @@ from typing import Any
 from celery import signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
+from orchestrator.beat import Beat
 from orchestrator.stack.processes import die_with_parent
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt
@@ -70,7 +71,7 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
 def beat(app: App, *, level: str) -> None:
     """Beat with its few static entries; it keeps nothing on disk."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    app.Beat(loglevel=level, scheduler_cls="orchestrator.beat:Scheduler", quiet=True).run()
+    Beat(app=app, loglevel=level, scheduler_cls="orchestrator.beat:Scheduler", quiet=True).run()
 
 
 def flower(app: App, *, host: str, port: int) -> None:

@@ -23,7 +23,7 @@ from tasks.settings import Settings
 # Progress and the breaker are asked in the middle of work: what is not there soon is done without.
 TIMEOUT_S = 2.0
 # Well above the second that a worker's blocking pop lasts.
-BROKER_TIMEOUT_S = 5.0
+BROKER_TIMEOUT_S = 3.0
 # A connection that answers nothing for so long is opened anew (kombu looks after that time, then again).
 HEALTH_S = 5
 # What a broker that is gone, hung, read-only or full makes of sending.

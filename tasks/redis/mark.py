@@ -1,8 +1,8 @@
 """A mark in Redis that says: the messages that the database believes to be under way may still be there.
 
-It is gone where Redis was emptied or restarted, and a worker wipes it whenever it connects, since what was being handed
-over when it lost its connection is lost as well. Whoever then looks (the tick) lets all shards be sent again, so that
-this costs seconds and not the life of a message; that some are sent twice does no harm.
+It is gone where Redis was emptied or restarted, and a worker wipes it when it connects again, since what was being
+handed over when it lost its connection is lost as well. Whoever then looks (the tick) lets all shards be sent again, so
+that this costs seconds and not the life of a message; that some are sent twice does no harm.
 """
 
 from __future__ import annotations
