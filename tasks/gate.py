@@ -42,7 +42,7 @@ class Gate:
             reason = self._breaker.refuses(key, root.mark(path))
             if reason is not None:
                 return Refusal(BREAKER, reason)
-        return self._quarantine(path)
+        return self._enter(path)
 
     def file(self, path: bytes, entry: Entry, before: KnownFile | None, profile: Profile) -> Refusal | None:
         """Why a file must not be read; None: it is about to be. Raises LeaseLost."""
@@ -55,9 +55,9 @@ class Gate:
             )
             if reason is not None:
                 return Refusal(BREAKER, reason)
-        return self._quarantine(path)
+        return self._enter(path)
 
-    def _quarantine(self, path: bytes) -> Refusal | None:
+    def _enter(self, path: bytes) -> Refusal | None:
         self._holder.check()
         reason = self._quarantined.get(path)
         if reason is not None:
@@ -70,7 +70,8 @@ class Gate:
 
     def was_listed(self, path: bytes) -> None:
         """A directory was listed to its end."""
-        self._breaker.succeeded(Key(Covers.DIRECTORY, path))
+        if self._breaker.knows_of_any:
+            self._breaker.succeeded(Key(Covers.DIRECTORY, path))
 
     def was_not_listed(self, path: bytes, root: Tree, error: str) -> None:
         """A directory could not be listed."""
@@ -78,11 +79,11 @@ class Gate:
 
     def was_read(self, path: bytes, entry: Entry, profile: Profile, hashed: Hashed) -> None:
         """A file was read, or could not be."""
-        key = Key(Covers.FILE, path)
         if hashed.error is not None:
-            self._breaker.failed(Failed(key, hashed.error, mark_of(entry, profile), stamp_of(entry, profile)))
-        elif hashed.digest is not None:
-            self._breaker.succeeded(key)
+            shown = mark_of(entry, profile), stamp_of(entry, profile)
+            self._breaker.failed(Failed(Key(Covers.FILE, path), hashed.error, *shown))
+        elif self._breaker.knows_of_any and hashed.digest is not None:
+            self._breaker.succeeded(Key(Covers.FILE, path))
 
     def in_turn(self, to_hash: Sequence[ToHash], fence: int) -> Sequence[ToHash]:
         """In an order in which a probe of some, of many that fail, is of others each time."""

@@ -12,7 +12,7 @@ from db import schema
 from db.engine import connect
 from tasks import settings as all_settings
 from tasks.app import make_app
-from tasks.finish import DEATHS_AT_MOST
+from tasks.finish import DEATHS_ALTOGETHER, DEATHS_AT_MOST
 from tests import trees
 from tests.command import tmpfs_folder
 from tests.in_process import Died, InProcess
@@ -114,6 +114,23 @@ def test_a_finish_that_dies_again_and_again_fails_the_scan_and_the_next_one_dele
     document = scanned.document()
     assert (document["state"], document["deleted"], document["moved"]) == ("failed", 0, 0)
     assert "nothing was deleted" in document["error"] and before.items() <= scanned.index().items()
+    scanned.request()
+    assert scanned.carry_on() and scanned.document()["state"] == "succeeded"
+    assert scanned.index() == listing(scanned.root) == apply_feed(scanned.feed())
+
+
+def test_a_finish_that_dies_of_what_it_carries_out_leaves_the_rest_to_the_next_scan(
+    place: Callable[[], InProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned = place()
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.deletions.losses.report_moved", die)
+        assert [scanned.carry_on() for _ in range(DEATHS_ALTOGETHER)] == [False] * DEATHS_ALTOGETHER
+        assert scanned.carry_on()
+
+    document = scanned.document()
+    assert (document["state"], document["deleted"], document["moved"]) == ("failed", 1, 0)
+    assert "left to the next scan" in document["error"]
     scanned.request()
     assert scanned.carry_on() and scanned.document()["state"] == "succeeded"
     assert scanned.index() == listing(scanned.root) == apply_feed(scanned.feed())

@@ -192,7 +192,7 @@ class Breaker:
 
     def succeeded(self, key: Key) -> None:
         """It was tried and did not fail."""
-        if self._entries and breaker.covering(self._entries, key) in self._entries:
+        if breaker.covering(self._entries, key) in self._entries:
             self._succeeded.append(key)
 
     def tell(self) -> None:
