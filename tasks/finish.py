@@ -13,16 +13,15 @@ from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import HASHES, LeaseLost, ScanState
-from tasks import outage
 from tasks.app import Runtime, nudge
 from tasks.core import filesystem
 from tasks.core.guard import Place, doubt_mount, doubt_root, mixed_root
 from tasks.core.profile import place_of
 from tasks.core.walk import Tree
 from tasks.deletions import Deletions
-from tasks.lease import Holder, claim
+from tasks.lease import Holder
 from tasks.scan_shard import peak_memory_bytes
-from tasks.trouble import database_failed, outlast
+from tasks.trouble import claimed, database_failed
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +33,9 @@ ATTEMPTS = 5
 def finish(scan_id: str) -> None:
     """End a scan whose other shards are all settled."""
     runtime: Runtime = current_app.runtime
-    with outage.here.borne(runtime.engine):
-        claimed = outlast(write, runtime.engine, claim, scan_id, shards.FINISH, runtime.settings.lease_s)
-        if claimed is not None:
-            _end(runtime, *claimed)
+    ours = claimed(runtime, scan_id, shards.FINISH)
+    if ours is not None:
+        _end(runtime, *ours)
 
 
 def _end(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:

@@ -14,7 +14,6 @@ from db.engine import write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import LeaseLost, ScanState, StaleDirectory
-from tasks import outage
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.core import filesystem
@@ -22,10 +21,10 @@ from tasks.core.ignore import Rules, RuleSet
 from tasks.core.rule_sources import GIT_RULE_FILE, RULE_FILE, RuleSources
 from tasks.core.walk import Tree
 from tasks.frontier import Frontier
-from tasks.lease import Holder, claim
+from tasks.lease import Holder
 from tasks.pipeline import Pipeline
 from tasks.redis.progress import Progress
-from tasks.trouble import database_failed, give_back, outlast
+from tasks.trouble import claimed, database_failed, give_back
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +38,9 @@ ATTEMPTS = 5
 def scan_shard(scan_id: str, number: int) -> None:
     """Work on one shard, if it is to be had."""
     runtime: Runtime = current_app.runtime
-    with outage.here.borne(runtime.engine):
-        claimed = outlast(write, runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
-        if claimed is not None:
-            _settle(runtime, *claimed)
+    ours = claimed(runtime, scan_id, number)
+    if ours is not None:
+        _settle(runtime, *ours)
 
 
 def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:

@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from celery.exceptions import Reject
 from sqlalchemy.exc import DBAPIError
 
 from db import schema, shards
 from db.engine import write
 from db.failures import Failure, failure_of
 from db.types import ScanState
+from tasks import outage
 from tasks.app import Runtime
+from tasks.lease import Claimed, claim
 from tasks.redis import progress
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,17 @@ T = TypeVar("T")
 def give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
     """Let somebody try this shard again, a little later."""
     outlast(write, runtime.engine, shards.release, lease, delay_s=RETRY_DELAY_S, error=error)
+
+
+def claimed(runtime: Runtime, scan_id: str, number: int) -> Claimed | None:
+    """A shard for this process, if it is to be had. Where the database cannot be reached for long, the message goes
+    back to the queue: another process may reach it.
+    """
+    try:
+        with outage.here.noted(runtime.engine):
+            return outlast(write, runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
+    except outage.Away as away:
+        raise Reject(away, requeue=True) from away
 
 
 def outlast(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
