@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 from celery.exceptions import Reject
 from sqlalchemy.exc import DBAPIError
@@ -26,41 +24,37 @@ from tasks.redis import progress
 log = logging.getLogger(__name__)
 
 RETRY_DELAY_S = 2.0
-# A restart or a failover takes seconds: worth waiting for, where else a lease or a message would have to run out.
+# A restart or a failover takes seconds: worth waiting for, where else a lease would have to run out.
 OUTLASTED_S = 10.0
 PAUSES_S = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
-    """Let somebody try this shard again, a little later."""
-    outlast(write, runtime.engine, shards.release, lease, delay_s=RETRY_DELAY_S, error=error)
+# Before a message goes back to the queue, so that it does not go round and round.
+REQUEUED_AFTER_S = 1.0
 
 
 def claimed(runtime: Runtime, scan_id: str, number: int) -> Claimed | None:
-    """A shard for this process, if it is to be had. Where the database cannot be reached for long, the message goes
-    back to the queue: another process may reach it.
+    """A shard for this process, if it is to be had. Where this process cannot reach the database, the message goes
+    back to the queue: another one may (they may be too many), and this one a little later.
     """
     try:
         with outage.here.noted(runtime.engine):
-            return outlast(write, runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
+            return write(runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
     except outage.Away as away:
+        time.sleep(REQUEUED_AFTER_S)
         raise Reject(away, requeue=True) from away
 
 
-def outlast(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-    """`work(…)`, tried again for some seconds while the database is away. It may be done twice."""
+def give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
+    """Let somebody try this shard again, a little later. A database that is away is waited for, some seconds."""
     last_s = time.monotonic() + OUTLASTED_S
     for pause_s in PAUSES_S:
         try:
-            return work(*args, **more)
-        except DBAPIError as error:
-            if failure_of(error) is not Failure.LATER or time.monotonic() + pause_s > last_s:
+            write(runtime.engine, shards.release, lease, delay_s=RETRY_DELAY_S, error=error)
+            return
+        except DBAPIError as again:
+            if failure_of(again) is not Failure.LATER or time.monotonic() + pause_s > last_s:
                 raise
         time.sleep(pause_s)
-    return work(*args, **more)
+    write(runtime.engine, shards.release, lease, delay_s=RETRY_DELAY_S, error=error)
 
 
 def database_failed(runtime: Runtime, lease: shards.Lease, error: Exception) -> bool:

@@ -1,7 +1,9 @@
 """PostgreSQL as it is in the field, one statement at a time: what is done again, what is not, and what is given up."""
 
+import contextlib
 import itertools
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +26,9 @@ from tasks.app import make_app
 from tasks.scan_shard import ATTEMPTS
 from tests import in_process, invariants
 from tests.in_process import InProcess
+from tests.servers import PostgresServer
 from tests.trees import Dir, File, build
+from tests.volumes import Volume
 
 BOTH_S = 30
 
@@ -300,3 +304,41 @@ def test_a_statement_that_is_wrong_fails_the_scan_after_some_attempts(scanned: t
     faults.states = lambda number, statement: None
     assert scan(it)["state"] == "succeeded"
     invariants.check(it.engine, {"t": it.root})
+
+
+@pytest.mark.needs("root")
+@pytest.mark.needs("mount")
+@pytest.mark.fault(12, "the file system of the tables, a small tmpfs, is filled up in mid-scan")
+def test_a_full_disk_fails_the_scan_with_that_sentence_and_the_next_completes(
+    scanned: tuple[InProcess, Faults], postgres_server: PostgresServer, mounted: Callable[..., Volume]
+) -> None:
+    it, _ = scanned
+    small = mounted("tmpfs", size_mib=64)
+    shutil.chown(small.path, postgres_server.user)
+    postgres_server.execute(f"CREATE TABLESPACE small LOCATION '{small.path}'")
+    move = f"ALTER DATABASE {it.engine.url.database} SET TABLESPACE"
+    it.engine.dispose()
+    postgres_server.execute(f"{move} small")
+    try:
+        it.request()
+        fill(small.path / "filler")
+
+        assert it.carry_on()
+
+        document = it.document()
+        assert document["state"] == "failed" and "No space left" in document["error"], document
+        assert "make room" in document["error"]
+        (small.path / "filler").unlink()
+        assert scan(it)["state"] == "succeeded"
+        invariants.check(it.engine, {"t": it.root})
+    finally:
+        it.engine.dispose()
+        (small.path / "filler").unlink(missing_ok=True)
+        postgres_server.execute(f"{move} pg_default")
+        postgres_server.execute("DROP TABLESPACE small")
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))

@@ -12,8 +12,11 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from sqlalchemy.exc import DBAPIError
 
-from db.engine import connect
+from db import postgresql
+from db.engine import connect, reading
+from db.failures import Failure, failure_of
 from tests import invariants
 from tests.cluster import Cluster, running
 from tests.proxy import Proxy
@@ -217,6 +220,21 @@ def test_a_worker_that_is_cut_off_from_the_database(field: Field, timed) -> None
         assert far.stderr.wait_for(b"the database answers again", OVER_S), far.stderr.content
         far.close()
     del field.cluster.processes["far"]
+
+
+@pytest.mark.fault(12, "a host that accepts and acknowledges all, and never answers")
+def test_a_server_that_hangs_is_not_waited_for_without_end(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgresql, "ANSWER_TIMEOUT_S", 1.0)
+    with Proxy((ADDRESS, 5432)) as proxy:
+        engine = connect(f"postgresql+psycopg://app@127.0.0.1:{proxy.port}/field")
+        with pytest.raises(DBAPIError, match="no answer") as raised, reading(engine) as connection:
+            proxy.hang()
+            connection.exec_driver_sql("SELECT 1")
+        assert failure_of(raised.value) is Failure.LATER and raised.value.connection_invalidated
+        proxy.back()
+        with reading(engine) as connection:
+            assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
+        engine.dispose()
 
 
 @pytest.mark.fault(10, "failover: the primary is killed in mid-transaction and its standby promoted")
