@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 
-from celery.exceptions import Reject
+from celery import current_task
+from kombu.exceptions import OperationalError
 from sqlalchemy.exc import DBAPIError
 
 from db import schema, shards
@@ -17,7 +19,7 @@ from db.engine import write
 from db.failures import Failure, failure_of
 from db.types import ScanState
 from tasks import outage
-from tasks.app import Runtime
+from tasks.app import EXPIRES_S, Runtime
 from tasks.lease import Claimed, claim
 from tasks.redis import progress
 
@@ -27,20 +29,32 @@ RETRY_DELAY_S = 2.0
 # A restart or a failover takes seconds: worth waiting for, where else a lease would have to run out.
 OUTLASTED_S = 10.0
 PAUSES_S = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
-# Before a message goes back to the queue, so that it does not go round and round.
-REQUEUED_AFTER_S = 1.0
+# So that a message does not go round and round.
+SENT_AGAIN_AFTER_S = 1.0
 
 
 def claimed(runtime: Runtime, scan_id: str, number: int) -> Claimed | None:
-    """A shard for this process, if it is to be had. Where this process cannot reach the database, the message goes
-    back to the queue: another one may (they may be too many), and this one a little later.
+    """A shard for this process, if it is to be had. Where this process cannot reach the database, the message is
+    sent again: another one may (they may be too many), and this one a little later.
     """
+    with suppress(outage.Away), outage.here.noted(runtime.engine):
+        return write(runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
+    time.sleep(SENT_AGAIN_AFTER_S)
+    _send_again()
+    return None
+
+
+def _send_again() -> None:
+    if not current_task:  # called, not sent
+        return
+    request = current_task.request
     try:
-        with outage.here.noted(runtime.engine):
-            return write(runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
-    except outage.Away as away:
-        time.sleep(REQUEUED_AFTER_S)
-        raise Reject(away, requeue=True) from away
+        # Not Celery's own `Reject`, which writes a traceback into the log each time.
+        current_task.apply_async(
+            request.args, queue=request.delivery_info["routing_key"], expires=EXPIRES_S, retry=False
+        )
+    except (OperationalError, OSError) as error:
+        log.warning("a message could not be sent again, the broker does not answer: %s", error)
 
 
 def give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
