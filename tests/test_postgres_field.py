@@ -164,24 +164,36 @@ def test_a_server_that_has_become_read_only_is_left(field: Engine) -> None:
     def add(connection: Connection) -> None:
         connection.exec_driver_sql("UPDATE two SET n = n + 1")
 
-    read_only(field, "on")
-    field.dispose()
+    set_default(field, "read_only", "on")
     with reading(field), reading(field):
         pass  # two sessions that stay read-only, as those of a standby do
     assert failure_of(fails(field, add)) is Failure.LATER
-    read_only(field, "off")
+    set_default(field, "read_only", "off", dispose=False)
 
     with reading(field):
         write(field, add)
     write(field, add)
 
 
-def read_only(engine: Engine, value: str) -> None:
-    """What new sessions are."""
+def test_who_waited_for_a_lock_sees_what_was_committed_meanwhile_whatever_the_server_s_default(field: Engine) -> None:
+    set_default(field, "isolation", "'repeatable read'")
+
+    with writing(field) as connection:
+        before = connection.exec_driver_sql("SELECT n FROM two WHERE id = 1").scalar_one()
+        write(field, lambda other: other.exec_driver_sql("UPDATE two SET n = n + 1"))
+        after = connection.exec_driver_sql("SELECT n FROM two WHERE id = 1 FOR UPDATE").scalar_one()
+
+    assert (before, after) == (0, 1)
+
+
+def set_default(engine: Engine, what: str, value: str, *, dispose: bool = True) -> None:
+    """What the transactions of new sessions are."""
+    if dispose:
+        engine.dispose()
     url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute("SET default_transaction_read_only = off")
-        admin.execute(f"ALTER DATABASE {engine.url.database} SET default_transaction_read_only = {value}")
+        admin.execute(f"ALTER DATABASE {engine.url.database} SET default_transaction_{what} = {value}")
 
 
 @pytest.mark.fault(11, "a statement that takes longer than it may")
