@@ -13,11 +13,12 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from db import postgresql
+from db import postgresql, schema
 from db.engine import connect, reading
 from db.failures import Failure, failure_of
 from tests import invariants
 from tests.cluster import Cluster, running
+from tests.command import Command
 from tests.proxy import Proxy
 from tests.servers import PostgresServer
 from tests.standby import Standby
@@ -82,9 +83,9 @@ class Field:
         return self.admin("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND wait_event_type = 'Lock' "
                           "AND query LIKE '%files%'") != [(0,)]  # fmt: skip
 
-    def flush_held(self) -> psycopg.Connection:
+    def flush_held(self, database: str = "field") -> psycopg.Connection:
         """Until this is rolled back, no flush of files gets on."""
-        holder = psycopg.connect(f"host={self.server.folder} user=strandline dbname=field")
+        holder = psycopg.connect(f"host={self.server.folder} user=strandline dbname={database}")
         holder.execute("LOCK TABLE files IN SHARE MODE")
         return holder
 
@@ -136,6 +137,33 @@ def test_a_server_that_crashed_and_came_back(field: Field, timed) -> None:
     wait_until(lambda: b"the database answers again" in field.log(), OVER_S, "the worker says that it is back")
     field.no_traceback()
     assert field.cluster.processes["worker"].alive() and field.cluster.processes["beat"].alive()
+
+
+@pytest.mark.fault(10, "kill -9 of the server while `up` waits for its first scan")
+def test_up_outlasts_a_server_that_crashed(field: Field, tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path / "root")
+    build(root, TREE)
+    field.server.execute("CREATE DATABASE up OWNER app")
+    url = field.server.url("up", "app")
+    engine = connect(url)
+    schema.migrate(engine)
+    holder = field.flush_held("up")
+    command = Command(tmp_path / "state", {"STRANDLINE_DATABASE_URL": url})
+    with command.start("up", "--dir", root, "--workers", "1") as up:
+        wait_until(field.blocked, OVER_S, "a flush is under way")
+
+        field.server.kill()
+        holder.close()
+        assert up.stderr.wait_for(b"trying again", OVER_S), up.stderr.content
+        field.server.start()
+
+        assert up.stderr.wait_for(b"the database answers again", OVER_S), up.stderr.content
+        assert up.stdout.wait_for(b"Press Ctrl-C", 2 * OVER_S), up.stderr.content  # the lease has to run out, maybe
+        assert b"Traceback" not in up.stderr.content and b"1200 added" in up.stdout.content.replace(b",", b"")
+        up.send(signal.SIGINT)
+        assert up.wait(OVER_S).returncode == 0
+    invariants.check(engine, {"root": root})
+    engine.dispose()
 
 
 @pytest.mark.fault(10, "pg_terminate_backend of all its connections, ten times in one scan")
