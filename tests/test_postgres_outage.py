@@ -129,6 +129,8 @@ def test_a_server_that_crashed_and_came_back(field: Field, timed) -> None:
     asked = field.cluster.run("enqueue", "crashed")
     assert asked.returncode == 2 and "cannot be used" in asked.stderr and "Traceback" not in asked.stderr
     wait_until(lambda: b"; trying again" in field.log(), OVER_S, "the worker has said it")
+    ticks = field.log().count(b"strandline.tick")
+    wait_until(lambda: field.log().count(b"strandline.tick") > ticks + 8, OVER_S, "it went on trying")
     field.server.start()
     timed()
 
