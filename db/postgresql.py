@@ -26,21 +26,25 @@ STATEMENT_TIMEOUT_S = 30
 ANSWER_TIMEOUT_S = STATEMENT_TIMEOUT_S + 10
 CONNECT_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 30
-# A peer that vanished is given up after 5 + 3 × 2 s where we wait for it, and after 10 s where we send.
-_TCP = {
-    "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-}  # fmt: skip
+# A peer that vanished is given up after 5 + 3 × 2 s of silence, and 10 s after something was sent: by us, and by the
+# server, which would else hold our locks for two hours (its bound on idling is off after many rows at once, since the
+# driver ends those by a request to flush).
+_KEEPALIVES = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+_TCP_USER_TIMEOUT_MS = 10_000
 
 
 def _begin(statement_timeout_s: int) -> str:
+    bounds = {
+        "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+        "statement_timeout": f"{statement_timeout_s}s",
+        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S}s",
+        "tcp_user_timeout": f"{_TCP_USER_TIMEOUT_MS}ms",
+        **{f"tcp_{name}": str(value) for name, value in _KEEPALIVES.items()},
+    }
     # Locks are held against each other in read committed, whatever the server's default: what others committed while
     # we waited for a lock must be seen after it.
-    return (
-        "BEGIN ISOLATION LEVEL READ COMMITTED; "
-        f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; "
-        f"SET LOCAL statement_timeout = '{statement_timeout_s}s'; "
-        f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_S}s'"
+    return "; ".join(
+        ["BEGIN ISOLATION LEVEL READ COMMITTED", *(f"SET LOCAL {name} = '{value}'" for name, value in bounds.items())]
     )
 
 
@@ -67,7 +71,8 @@ def engine(url: str, pool_size: int) -> Engine:
         url, poolclass=QueuePool, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_use_lifo=True,
         pool_timeout=POOL_TIMEOUT_S,
         connect_args={
-            "application_name": "strandline", "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True, **_TCP
+            "application_name": "strandline", "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True,
+            "keepalives": 1, "tcp_user_timeout": _TCP_USER_TIMEOUT_MS, **_KEEPALIVES,
         },
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from db.engine import patient, reading, write
+from db.failures import Failure, failure_of
 from db.types import DatabaseError
 
 # The newest migration. A test asserts that this is what the files in db/migrations say.
@@ -113,6 +114,8 @@ def unusable(engine: Engine, error: DBAPIError) -> DatabaseError:
     """The sentence for an error of the driver: what, where, what to do."""
     said = str(error.orig).strip().splitlines()[0] if error.orig is not None else str(error)
     advice = "see that it runs and can be reached"
+    if failure_of(error) is Failure.FULL:
+        advice = "its disk is full: make room there"
     if engine.dialect.name == "sqlite":
         advice = "see that the folder can be written to"
         if "not a database" in said or "malformed" in said:

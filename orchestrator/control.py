@@ -1,5 +1,7 @@
 """Celery's way to the tick: beat sends it, and so does every worker that has completed a shard."""
 
+import contextlib
+
 from celery import current_app, shared_task
 
 from orchestrator import tick as ticks
@@ -10,5 +12,5 @@ from tasks import outage
 def tick() -> None:
     """One pass of the tick."""
     runtime = current_app.runtime
-    with outage.here.borne(runtime.engine):
+    with contextlib.suppress(outage.Away), outage.here.noted(runtime.engine):  # the next one tries again
         ticks.tick(current_app._get_current_object(), runtime.engine, runtime.settings)

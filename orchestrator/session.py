@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import redis
@@ -19,7 +19,7 @@ from orchestrator import interrupts
 from orchestrator.roots import name_for, own_patterns
 from orchestrator.tick import tick
 from tasks.app import App
-from tasks.outage import Outage
+from tasks.outage import Away, Outage
 from tasks.redis import progress
 from tasks.settings import Settings
 
@@ -99,7 +99,7 @@ class Session:
         ticked_s = shown_s = time.monotonic()
         while True:
             interrupts.check()
-            with self._outage.borne(self.engine) if self._outage is not None else nullcontext():
+            with self._outlasting():
                 scan, tenant = self._look(scan_id)
                 if scan.state in ENDED:
                     return scan
@@ -111,6 +111,14 @@ class Session:
                     ticked_s = now_s
                     self.tick()
             self._pump(LOOK_EVERY_S)
+
+    @contextmanager
+    def _outlasting(self) -> Iterator[None]:
+        if self._outage is None:
+            yield
+            return
+        with suppress(Away), self._outage.noted(self.engine):
+            yield
 
     def _look(self, scan_id: str) -> tuple[Scan, Tenant]:
         with reading(self.engine) as connection:

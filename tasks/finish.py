@@ -14,7 +14,6 @@ from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import HASHES, LeaseLost, ScanState
-from tasks import outage
 from tasks.app import Runtime, nudge
 from tasks.careful import when_stalled
 from tasks.core import filesystem
@@ -24,11 +23,10 @@ from tasks.core.walk import Tree
 from tasks.deletions import Deletions
 from tasks.drain import Draining
 from tasks.keeper import Keeper
-from tasks.lease import Holder, claim
+from tasks.lease import Holder
 from tasks.redis import watermark
-from tasks.release import takes
 from tasks.scan_shard import peak_memory_bytes
-from tasks.trouble import database_failed, outlast
+from tasks.trouble import claimed, database_failed
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +40,9 @@ DEATHS_ALTOGETHER = 10
 def finish(scan_id: str) -> None:
     """End a scan whose other shards are all settled."""
     runtime: Runtime = current_app.runtime
-    with outage.here.borne(runtime.engine):
-        if not takes(runtime, scan_id, shards.FINISH):
-            return
-        claimed = outlast(write, runtime.engine, claim, scan_id, shards.FINISH, runtime.settings.lease_s)
-        if claimed is not None:
-            _end(runtime, *claimed)
+    ours = claimed(runtime, scan_id, shards.FINISH)
+    if ours is not None:
+        _end(runtime, *ours)
 
 
 def _end(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:

@@ -12,8 +12,13 @@ from sqlalchemy.exc import DBAPIError
 
 from db import schema
 from db.failures import Failure, failure_of
+from db.types import DatabaseError
 
 log = logging.getLogger(__name__)
+
+
+class Away(DatabaseError):
+    """The database cannot do now what it was asked for; the same may succeed later."""
 
 
 class Outage:
@@ -23,20 +28,21 @@ class Outage:
         self._since_s: float | None = None
 
     @contextmanager
-    def borne(self, engine: Engine) -> Iterator[None]:
-        """What cannot be done while the database is away is left undone; a mistake of ours is an error as ever."""
+    def noted(self, engine: Engine) -> Iterator[None]:
+        """Raises Away for any trouble of the field; a mistake of ours is an error as ever."""
         try:
             yield
         except DBAPIError as error:
             if failure_of(error) is Failure.OURS:
                 raise
+            sentence = str(schema.unusable(engine, error))
             if self._since_s is None:
                 self._since_s = time.monotonic()
-                log.error("%s; trying again", schema.unusable(engine, error))
-        else:
-            if self._since_s is not None:
-                log.warning("the database answers again, after %.1f s", time.monotonic() - self._since_s)
-                self._since_s = None
+                log.error("%s; trying again", sentence)
+            raise Away(sentence) from error
+        if self._since_s is not None:
+            log.warning("the database answers again, after %.1f s", time.monotonic() - self._since_s)
+            self._since_s = None
 
 
 # Of whatever this process does with the database: its tasks and ticks.

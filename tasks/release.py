@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from celery import current_task
-from celery.exceptions import Reject
 
 from db import schema, shards
 from db.engine import write
@@ -22,10 +21,12 @@ log = logging.getLogger(__name__)
 # Grows when a worker of the release before would do the wrong thing with a message, or with the shard that it names.
 VERSION = 1
 _HEADER = "strandline_version"
-# So long a worker that is too old waits before it gives a message back: it may be the only one that asks for it.
-PAUSE_S = 1.0
 # The schema is looked at again after so long.
 LOOK_EVERY_S = 10.0
+
+
+class TooOld(Exception):
+    """This worker may not work with the database's schema."""
 
 
 def headers() -> dict[str, Any]:
@@ -36,7 +37,7 @@ def headers() -> dict[str, Any]:
 def takes(runtime: Runtime, scan_id: object, number: object) -> bool:
     """May this worker take the shard that a message names? False: it is put back for another, or means nothing.
 
-    Raises Reject where the schema is too new to write anything at all.
+    Raises TooOld where the schema is too new to write anything at all.
     """
     if not (isinstance(scan_id, str) and shards.is_scan_id(scan_id) and type(number) is int and 0 <= number < 1 << 31):
         log.warning("a message names no shard: %.100r %.100r", scan_id, number)
@@ -61,6 +62,5 @@ def _require_schema(runtime: Runtime) -> None:
     found = schema.version(runtime.engine)
     if not schema.may_use(runtime.engine, found):
         log.error("the schema is %s, too new for this worker, which knows %s: upgrade it", found, schema.HEAD)
-        time.sleep(PAUSE_S)
-        raise Reject("schema too new", requeue=True)
+        raise TooOld
     runtime.schema_until_s = time.monotonic() + LOOK_EVERY_S

@@ -14,7 +14,6 @@ from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import LeaseLost, ScanState, StaleDirectory
-from tasks import outage
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.careful import convict, is_careful, when_stalled
@@ -27,13 +26,12 @@ from tasks.drain import Draining
 from tasks.frontier import Frontier
 from tasks.gate import Gate
 from tasks.keeper import Keeper
-from tasks.lease import Holder, claim
+from tasks.lease import Holder
 from tasks.pipeline import Pipeline
 from tasks.redis.breaker import Breaker
 from tasks.redis.progress import Progress
-from tasks.release import takes
 from tasks.settings import Settings
-from tasks.trouble import database_failed, give_back, outlast
+from tasks.trouble import abandon, claimed, database_failed, give_back
 from tasks.write_back import WriteBack
 
 log = logging.getLogger(__name__)
@@ -48,12 +46,9 @@ SCANS_COUNTED = 4
 def scan_shard(scan_id: str, number: int) -> None:
     """Work on one shard, if it is to be had."""
     runtime: Runtime = current_app.runtime
-    with outage.here.borne(runtime.engine):
-        if not takes(runtime, scan_id, number):
-            return
-        claimed = outlast(write, runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
-        if claimed is not None:
-            _settle(runtime, *claimed)
+    ours = claimed(runtime, scan_id, number)
+    if ours is not None:
+        _settle(runtime, *ours)
 
 
 def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
@@ -79,7 +74,7 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
             # A mistake of ours. It counts as a death, so that the entry it is met at is left alone in the end.
             log.exception("tenant %s: shard %d failed", tenant.name, lease.number)
             at = holder.at if is_careful(lease) else None  # else much waits to be written: it may be anything
-            outlast(write, runtime.engine, shards.abandon, lease, at, repr(error))
+            abandon(runtime, lease, at, repr(error))
     nudge(current_app)
 
 

@@ -9,44 +9,85 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from contextlib import suppress
+from typing import Concatenate, ParamSpec
 
+from celery import current_task
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from db import schema, shards
 from db.engine import write
 from db.failures import Failure, failure_of
 from db.types import ScanState
-from tasks.app import Runtime
+from tasks import outage, release
+from tasks.app import EXPIRES_S, Runtime
+from tasks.lease import Claimed, claim
 from tasks.redis import progress
+from tasks.redis.connection import BROKER_ERRORS
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+
 RETRY_DELAY_S = 2.0
-# A restart or a failover takes seconds: worth waiting for, where else a lease or a message would have to run out.
+# A restart or a failover takes seconds: worth waiting for, where else a lease would have to run out.
 OUTLASTED_S = 10.0
 PAUSES_S = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
+# So that a message does not go round and round.
+SENT_AGAIN_AFTER_S = 1.0
 
-P = ParamSpec("P")
-T = TypeVar("T")
+
+def claimed(runtime: Runtime, scan_id: str, number: int) -> Claimed | None:
+    """The shard that a message names, if it is to be had. Where this process cannot reach the database, or is too old
+    for it, the message is sent again: another one may, and this one a little later.
+    """
+    with suppress(outage.Away, release.TooOld), outage.here.noted(runtime.engine):
+        if not release.takes(runtime, scan_id, number):
+            return None
+        return write(runtime.engine, claim, scan_id, number, runtime.settings.lease_s)
+    time.sleep(SENT_AGAIN_AFTER_S)
+    _send_again()
+    return None
+
+
+def _send_again() -> None:
+    if not current_task:  # called, not sent
+        return
+    request = current_task.request
+    try:
+        # Not Celery's own `Reject`, which writes a traceback into the log each time.
+        current_task.apply_async(
+            request.args, queue=request.delivery_info["routing_key"], expires=EXPIRES_S, retry=False,
+            headers=request.headers,
+        )  # fmt: skip
+    except BROKER_ERRORS as error:
+        log.warning("a message could not be sent again, the broker does not answer: %s", error)
 
 
 def give_back(runtime: Runtime, lease: shards.Lease, error: str) -> None:
     """Let somebody try this shard again, a little later."""
-    outlast(write, runtime.engine, shards.release, lease, delay_s=RETRY_DELAY_S, error=error)
+    _outlast(runtime, shards.release, lease, delay_s=RETRY_DELAY_S, error=error)
 
 
-def outlast(work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-    """`work(…)`, tried again for some seconds while the database is away. It may be done twice."""
+def abandon(runtime: Runtime, lease: shards.Lease, at: bytes | None, error: str) -> None:
+    """Let somebody take this shard over, as from one that died of a mistake at that path."""
+    _outlast(runtime, shards.abandon, lease, at, error)
+
+
+def _outlast(runtime: Runtime, work: Callable[Concatenate[Connection, P], None], *args: P.args,
+             **more: P.kwargs) -> None:  # fmt: skip
+    """Write this. A database that is away is waited for, some seconds."""
     last_s = time.monotonic() + OUTLASTED_S
     for pause_s in PAUSES_S:
         try:
-            return work(*args, **more)
-        except DBAPIError as error:
-            if failure_of(error) is not Failure.LATER or time.monotonic() + pause_s > last_s:
+            write(runtime.engine, work, *args, **more)
+            return
+        except DBAPIError as again:
+            if failure_of(again) is not Failure.LATER or time.monotonic() + pause_s > last_s:
                 raise
         time.sleep(pause_s)
-    return work(*args, **more)
+    write(runtime.engine, work, *args, **more)
 
 
 def database_failed(runtime: Runtime, lease: shards.Lease, error: Exception) -> bool:

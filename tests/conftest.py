@@ -148,7 +148,7 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
         client.flushall()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def own_redis(server_folder: Path) -> Callable[..., RedisServer]:
     """For a server to stop, kill and start again: `with own_redis("--appendonly", "yes") as server:`."""
     return lambda *options: RedisServer(_subfolder(server_folder), *options)
@@ -250,7 +250,7 @@ def engine(migrated_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def own_postgres(server_folder: Path) -> Callable[..., PostgresServer]:
     """For a server to stop, kill and start again, of a given kind or the last: `with own_postgres() as server:`."""
-    return lambda kind=POSTGRES_KINDS[-1], *settings: PostgresServer(kind, _subfolder(server_folder), *settings)
+    return lambda kind=POSTGRES_KINDS[-1], settings=(): PostgresServer(kind, _subfolder(server_folder), *settings)

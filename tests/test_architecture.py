@@ -113,6 +113,12 @@ def test_in_tasks_only_the_core_opens_stats_and_lists() -> None:
     assert "tasks/core/filesystem.py" in touching, "this test sees nothing any more"
 
 
+def test_every_write_can_be_done_again() -> None:
+    once = {path for path, module in sources("db", "tasks", "orchestrator") if (None, "writing") in set(calls(module))}
+
+    assert once == {"db/engine.py", "db/migrations/env.py"}  # what `write` is made of, and the command of developers
+
+
 def test_nothing_sleeps_in_the_core() -> None:
     assert not [path for path, module in sources("tasks/core") if ("time", "sleep") in set(calls(module))]
 

@@ -1,7 +1,9 @@
 """PostgreSQL as it is in the field, one statement at a time: what is done again, what is not, and what is given up."""
 
+import contextlib
 import itertools
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +26,9 @@ from tasks.app import make_app
 from tasks.careful import DEATHS_AT_MOST
 from tests import in_process, invariants
 from tests.in_process import InProcess
+from tests.servers import PostgresServer
 from tests.trees import Dir, File, build
+from tests.volumes import Volume
 
 BOTH_S = 30
 
@@ -160,24 +164,36 @@ def test_a_server_that_has_become_read_only_is_left(field: Engine) -> None:
     def add(connection: Connection) -> None:
         connection.exec_driver_sql("UPDATE two SET n = n + 1")
 
-    read_only(field, "on")
-    field.dispose()
+    set_default(field, "read_only", "on")
     with reading(field), reading(field):
         pass  # two sessions that stay read-only, as those of a standby do
     assert failure_of(fails(field, add)) is Failure.LATER
-    read_only(field, "off")
+    set_default(field, "read_only", "off", dispose=False)
 
     with reading(field):
         write(field, add)
     write(field, add)
 
 
-def read_only(engine: Engine, value: str) -> None:
-    """What new sessions are."""
+def test_who_waited_for_a_lock_sees_what_was_committed_meanwhile_whatever_the_server_s_default(field: Engine) -> None:
+    set_default(field, "isolation", "'repeatable read'")
+
+    with writing(field) as connection:
+        before = connection.exec_driver_sql("SELECT n FROM two WHERE id = 1").scalar_one()
+        write(field, lambda other: other.exec_driver_sql("UPDATE two SET n = n + 1"))
+        after = connection.exec_driver_sql("SELECT n FROM two WHERE id = 1 FOR UPDATE").scalar_one()
+
+    assert (before, after) == (0, 1)
+
+
+def set_default(engine: Engine, what: str, value: str, *, dispose: bool = True) -> None:
+    """What the transactions of new sessions are."""
+    if dispose:
+        engine.dispose()
     url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute("SET default_transaction_read_only = off")
-        admin.execute(f"ALTER DATABASE {engine.url.database} SET default_transaction_read_only = {value}")
+        admin.execute(f"ALTER DATABASE {engine.url.database} SET default_transaction_{what} = {value}")
 
 
 @pytest.mark.fault(11, "a statement that takes longer than it may")
@@ -302,3 +318,41 @@ def test_a_statement_that_is_wrong_leaves_its_shard_alone(
     faults.states = lambda number, statement: None
     assert scan(it)["state"] == "succeeded"
     invariants.check(it.engine, {"t": it.root})
+
+
+@pytest.mark.needs("root")
+@pytest.mark.needs("mount")
+@pytest.mark.fault(12, "the file system of the tables, a small tmpfs, is filled up in mid-scan")
+def test_a_full_disk_fails_the_scan_with_that_sentence_and_the_next_completes(
+    scanned: tuple[InProcess, Faults], postgres_server: PostgresServer, mounted: Callable[..., Volume]
+) -> None:
+    it, _ = scanned
+    small = mounted("tmpfs", size_mib=64)
+    shutil.chown(small.path, postgres_server.user)
+    postgres_server.execute(f"CREATE TABLESPACE small LOCATION '{small.path}'")
+    move = f"ALTER DATABASE {it.engine.url.database} SET TABLESPACE"
+    it.engine.dispose()
+    postgres_server.execute(f"{move} small")
+    try:
+        it.request()
+        fill(small.path / "filler")
+
+        assert it.carry_on()
+
+        document = it.document()
+        assert document["state"] == "failed" and "No space left" in document["error"], document
+        assert "make room" in document["error"]
+        (small.path / "filler").unlink()
+        assert scan(it)["state"] == "succeeded"
+        invariants.check(it.engine, {"t": it.root})
+    finally:
+        it.engine.dispose()
+        (small.path / "filler").unlink(missing_ok=True)
+        postgres_server.execute(f"{move} pg_default")
+        postgres_server.execute("DROP TABLESPACE small")
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from celery.exceptions import Reject
 from sqlalchemy import Engine
 
 from db import schema
@@ -98,16 +97,17 @@ def test_a_worker_goes_on_with_a_schema_that_it_may_use(place, as_it_was: None) 
 def test_a_worker_gives_everything_back_where_the_schema_is_too_new(
     place, as_it_was: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(release, "PAUSE_S", 0.0)
+    monkeypatch.setattr("tasks.trouble.SENT_AGAIN_AFTER_S", 0.0)
+    again: list[object] = []
+    monkeypatch.setattr("celery.app.task.Task.apply_async", lambda _, args, **__: again.append(args))
     scanned: InProcess = place()
     [shard] = ready(scanned.engine)
     set_schema(scanned.engine, "9999", "9999")
     scanned._app.runtime.schema_until_s = 0.0
 
-    with pytest.raises(Reject) as rejected:
-        scan_shard(shard.scan_id, shard.number)
+    send(shard.scan_id, shard.number)
 
-    assert rejected.value.requeue
+    assert again == [[shard.scan_id, shard.number]]
     with writing(scanned.engine) as connection:
         assert connection.exec_driver_sql("SELECT max(attempt) FROM shards WHERE state = 'ready'").scalar() == 0
 

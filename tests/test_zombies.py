@@ -107,7 +107,7 @@ def _forget(it: World) -> None:
 def test_who_is_stopped_within_a_flush_has_written_nothing_of_it(
     changed: Callable[[], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = postgresql._BEGIN.replace(f"'{postgresql.IDLE_IN_TRANSACTION_TIMEOUT_S}s'", "'300ms'")
+    quick = postgresql._BEGIN.replace(f"'{postgresql.IDLE_IN_TRANSACTION_TIMEOUT_S}s'", "'2s'")
     monkeypatch.setattr(postgresql, "_BEGIN", quick)
     it = changed()
     scan_id = it.start()
