@@ -22,6 +22,11 @@ test:  ## Run the tests: ARGS="-k feed -x" goes to pytest (-n 0: one by one), RE
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
+.PHONY: chaos
+chaos:  ## Run the tests that kill, hang, cut and fill servers and processes under a running cluster; ARGS as above
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/pytest -m chaos --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
 .PHONY: test-large
 test-large:  ## Run the tests that take two hours: a million files, thousands of examples; ARGS as above
 	@.ci/venv requirements-test.lock

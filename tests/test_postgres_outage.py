@@ -25,6 +25,8 @@ from tests.standby import Standby
 from tests.trees import Dir, File, build
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.chaos
+
 OVER_S = 60  # generous: what is waited for takes some seconds on an idle machine
 CHILDREN = 2
 # Of its own, so that the port is free.

@@ -29,6 +29,8 @@ from tests.proxy import ANSWERED, Proxy
 from tests.servers import RedisServer
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.chaos
+
 # Far below the minute after which a message is given up: what is lost must be noticed, not waited for.
 SOON_S = 40
 FOLDERS, FILES = 60, 20

@@ -15,6 +15,8 @@ from tests.cluster import Cluster, running
 from tests.trees import Dir, File, build
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.chaos
+
 GONE_WITHIN_S = 20
 HUGE = 100 << 30
 

@@ -133,6 +133,7 @@ def begin(former: Path, cluster: Cluster, *words: str) -> Running:
     return process
 
 
+@pytest.mark.chaos
 @pytest.mark.needs("history")
 @pytest.mark.fault(
     21, "a worker and a beat of the release before, on the schema of this one, beside a worker of this one"

@@ -14,6 +14,8 @@ from tests.command import Command
 from tests.trees import Dir, File, build, listing
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.chaos
+
 BUSY_S = 10
 OVER_S = 60
 MANY = Dir({b"%03d" % number: File(b"%d" % number) for number in range(200)})
