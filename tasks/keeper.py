@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from db.types import LeaseLost
 from tasks.lease import Holder
@@ -57,5 +57,5 @@ class Keeper:
                 self._holder.renew()
             except LeaseLost:
                 return
-            except DBAPIError as error:
-                log.warning("a lease could not be renewed: %s", error.orig)
+            except SQLAlchemyError as error:
+                log.warning("a lease could not be renewed: %s", error)

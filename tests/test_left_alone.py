@@ -115,3 +115,18 @@ def test_a_tenant_that_is_changed_is_scanned_by_what_it_is_then(
         assert cli.index(name) == listing(elsewhere)
     else:
         assert [one["algorithm"] for one in cli.read("files", name)] == ["blake3"]
+
+
+def test_a_tenant_that_is_removed_leaves_nothing_in_redis(cli: Command, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    cli.scan(root, "--tenant", "passing")
+    with cli.asking() as asking:
+        (tmp_path / "root").rmdir()
+        asking.scan(os.fsencode(root), "passing")
+        client = asking.session._redis
+        before = {key for key in client.scan_iter("*") if b"breaker:" in key or b"watermark:" in key}
+        assert cli.run("tenant", "remove", "passing").returncode == 0
+        after = {key for key in client.scan_iter("*") if b"breaker:" in key or b"watermark:" in key}
+
+    assert len(before - after) == 2

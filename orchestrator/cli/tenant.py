@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,10 @@ from sqlalchemy import Connection
 from db import tenants
 from db.engine import patient, reading, write
 from db.tenants import ALGORITHMS, LARGE_FILE, TIERS
-from db.types import UsageError
+from db.types import StrandlineError, UsageError
 from orchestrator.change import change_tenant
 from orchestrator.cli.common import (
+    coordination,
     database,
     escaped,
     json_option,
@@ -201,8 +203,17 @@ def remove(name: str, state: str | None) -> None:
     settings = settings_of(state)
     refuse_unknown_state(settings)
     with database(settings) as engine:
-        write(patient(engine), lambda connection: tenants.remove(connection, tenants.get(connection, name).id))
+        removed = write(patient(engine), _remove, name)
+    # Ids are given out again by SQLite. Where no Redis is to be had, all that it keeps goes by itself in time.
+    with contextlib.suppress(StrandlineError), coordination(settings) as (client, keys):
+        client.delete(*keys.of_tenant(removed))
     click.echo(f"{name} is forgotten")
+
+
+def _remove(connection: Connection, name: str) -> int:
+    known = tenants.get(connection, name).id
+    tenants.remove(connection, known)
+    return known
 
 
 def _change(name: str, state: str | None, **values: Any) -> dict[str, Any]:

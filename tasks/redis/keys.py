@@ -23,6 +23,10 @@ class Keys:
         """Hash {fence, started_at, files}: the last complete scan of a tenant. Expires 30 days after it."""
         return f"{self.prefix}watermark:{tenant_id}"
 
+    def of_tenant(self, tenant_id: int) -> tuple[str, ...]:
+        """All that is kept of a tenant."""
+        return self.breaker(tenant_id), self.watermark(tenant_id)
+
     def filled(self) -> str:
         """String, for ever: when Redis was last filled from the database, RFC 3339."""
         return f"{self.prefix}filled"
