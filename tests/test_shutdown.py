@@ -12,6 +12,7 @@ from db.engine import connect, reading
 from db.tables import shards as shards_table
 from tests import invariants
 from tests.cluster import Cluster, running
+from tests.servers import RedisServer
 from tests.trees import Dir, File, build
 from tests.waiting import wait_until
 
@@ -22,8 +23,14 @@ HUGE = 100 << 30
 
 
 @pytest.fixture
-def cluster(newest_postgres_url: str, own_redis, tmp_path: Path) -> Iterator[Cluster]:
-    with own_redis() as broker, running(tmp_path, newest_postgres_url, broker.url, children=1) as cluster:
+def broker(own_redis) -> Iterator[RedisServer]:
+    with own_redis() as broker:
+        yield broker
+
+
+@pytest.fixture
+def cluster(newest_postgres_url: str, broker: RedisServer, tmp_path: Path) -> Iterator[Cluster]:
+    with running(tmp_path, newest_postgres_url, broker.url, children=1) as cluster:
         yield cluster
 
 
@@ -54,13 +61,7 @@ def hashing(cluster: Cluster) -> bool:
 def test_a_worker_is_gone_in_seconds_with_a_large_file_half_hashed(
     cluster: Cluster, tmp_path: Path, times: int
 ) -> None:
-    root = tmp_path / "root"
-    build(os.fsencode(root), Dir({b"a": Dir({b"%d" % n: File(b"%d" % n) for n in range(50)})}))
-    with open(root / "large", "wb") as file:
-        file.truncate(HUGE)
-    assert cluster.run("tenant", "add", "t", str(root)).returncode == 0
-    assert cluster.run("enqueue", "t").returncode == 0
-    wait_until(lambda: hashing(cluster), 60, "the large file is read")
+    root = half_hashed(cluster, tmp_path)
 
     worker, began = cluster.processes["worker"], time.monotonic()
     for _ in range(times):
@@ -71,29 +72,51 @@ def test_a_worker_is_gone_in_seconds_with_a_large_file_half_hashed(
     assert worker.wait_gone(5) == set() and b"Traceback" not in ended.stderr
     assert {(state, deaths) for _, state, deaths in states(cluster)} <= {("waiting", 0), ("ready", 0), ("done", 0)}
     print(f"TERM to the end of the worker: {took_s:.2f} s")
-    os.truncate(root / "large", 1 << 20)
-    cluster.begin("second", "worker", "--workers", "1")
-    wait_until(lambda: not cluster.read("status")[0]["running"], 60, "another worker ends the scan")
-    cluster.json("enqueue", "t", "--wait")
-    engine = connect(cluster.env["STRANDLINE_DATABASE_URL"])
-    invariants.check(engine, {"t": os.fsencode(root)})
-    engine.dispose()
+    ends_elsewhere(cluster, root)
 
 
 @pytest.mark.fault(3, "KILL of a worker that was told to end")
 def test_a_worker_that_is_killed_while_it_ends_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    build(os.fsencode(root), Dir({b"%d" % n: File(b"%d" % n) for n in range(500)}))
-    with open(root / "large", "wb") as file:
-        file.truncate(HUGE)
-    assert cluster.run("tenant", "add", "t", str(root)).returncode == 0
-    assert cluster.run("enqueue", "t").returncode == 0
-    wait_until(lambda: hashing(cluster), 60, "the large file is read")
+    root = half_hashed(cluster, tmp_path)
 
     cluster.processes["worker"].send(signal.SIGTERM)
     cluster.processes["worker"].send(signal.SIGKILL)
     cluster.processes["worker"].wait(10)
 
+    ends_elsewhere(cluster, root)
+
+
+@pytest.mark.fault(3, "TERM while Redis hangs")
+@pytest.mark.fault(7, "SIGSTOP while a worker is told to end")
+def test_a_worker_is_gone_in_seconds_also_while_redis_hangs(
+    cluster: Cluster, broker: RedisServer, tmp_path: Path
+) -> None:
+    root = half_hashed(cluster, tmp_path)
+    os.kill(broker.pid, signal.SIGSTOP)
+
+    began = time.monotonic()
+    cluster.processes["worker"].send(signal.SIGTERM)
+    cluster.processes["worker"].wait(GONE_WITHIN_S)
+    print(f"TERM to the end of the worker, while Redis hangs: {time.monotonic() - began:.2f} s")
+
+    assert cluster.processes["worker"].wait_gone(5) == set()
+    os.kill(broker.pid, signal.SIGCONT)
+    ends_elsewhere(cluster, root)
+
+
+def half_hashed(cluster: Cluster, tmp_path: Path) -> Path:
+    """A tenant of some small files and a huge one, which its scan is reading."""
+    root = tmp_path / "root"
+    build(os.fsencode(root), Dir({b"a": Dir({b"%d" % n: File(b"%d" % n) for n in range(50)})}))
+    with open(root / "large", "wb") as file:
+        file.truncate(HUGE)
+    assert cluster.run("tenant", "add", "t", str(root)).returncode == 0
+    assert cluster.run("enqueue", "t").returncode == 0
+    wait_until(lambda: hashing(cluster), 60, "the large file is read")
+    return root
+
+
+def ends_elsewhere(cluster: Cluster, root: Path) -> None:
     os.truncate(root / "large", 1 << 20)
     cluster.begin("second", "worker", "--workers", "1")
     wait_until(lambda: not cluster.read("status")[0]["running"], 60, "another worker ends the scan")
