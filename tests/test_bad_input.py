@@ -124,6 +124,7 @@ def test_a_state_folder_of_a_newer_schema_is_refused_and_left_as_it_is(cli: Comm
     database = cli.state / "strandline.db"
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE compatibility SET least = '9998'")
     for words in (["scan", str(root)], ["files", "root"], ["up"]):
         refused(cli.run(*words), "9999", "newer", str(database), "upgrade")
     with sqlite3.connect(database) as connection:

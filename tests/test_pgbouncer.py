@@ -56,8 +56,8 @@ def test_every_transaction_has_its_bounds_and_leaves_none_behind(
     with postgres_server.connect() as fresh:
         unset = shown(fresh)
 
-    assert bounds(patient(one)) == ["10s", "0", "15s", "read committed"]
-    assert bounds(one) == bounds(other) == ["10s", "30s", "15s", "read committed"]
+    assert bounds(patient(one)) == ["5s", "0", "6s", "read committed"]
+    assert bounds(one) == bounds(other) == ["5s", "30s", "6s", "read committed"]
 
     with one.connect() as connection:  # the session is whose turn it is: nothing of it is ours
         assert shown(connection.connection.driver_connection) == unset
