@@ -17,10 +17,8 @@ from sqlalchemy import Engine
 from db import schema
 from db.engine import connect
 from db.tables import metadata
-from tests import field as fields
 from tests import needs, scenarios_report, servers
 from tests.command import Command
-from tests.field import Field
 from tests.servers import PostgresKind, PostgresServer, RedisServer
 from tests.volumes import Volume, Volumes
 
@@ -182,16 +180,6 @@ def newest_postgres_url(_postgres_servers) -> Iterator[str]:
     """A fresh, empty database of the newest PostgreSQL: for what takes long and is about processes."""
     with _postgres_servers(POSTGRES_KINDS[-1]).database() as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def field(_postgres_servers, server_folder: Path, tmp_path_factory: pytest.TempPathFactory, request) -> Iterator[Field]:
-    """A cluster for all tests of the file, with the settings that the file names in FIELD, on the newest PostgreSQL."""
-    settings = getattr(request.module, "FIELD", {})
-    database = _postgres_servers(POSTGRES_KINDS[-1]).database()
-    with database as url, RedisServer(_subfolder(server_folder)) as broker:
-        with fields.running(tmp_path_factory.mktemp("field"), url, broker.url, **settings) as made:
-            yield made
 
 
 @pytest.fixture(params=["sqlite", *POSTGRES_KINDS], ids=str)

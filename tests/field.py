@@ -1,19 +1,25 @@
 """A cluster to try faults on, and tenants in it, asked from this process: that spares the start of a command for each.
 
-    with tests.field.field(folder, database_url, redis_url, STRANDLINE_LEASE_S="2") as field:
-        name, root = field.tenant(Dir({…}))
-        scan_id = field.ask(name)
-        …
-        field.quiet({name: root})
+from tests.field import field as field  # one for all tests of a file, with the settings that it names in FIELD
+
+with tests.field.running(folder, database_url, broker, STRANDLINE_LEASE_S="2") as field:
+    name, root = field.tenant(Dir({…}))
+    scan_id = field.ask(name)
+    …
+    field.quiet({name: root})
 """
 
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from dataclasses import field as each
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, text
 
 from db import quarantine, scans, tenants
@@ -21,6 +27,7 @@ from db.engine import connect, reading, writing
 from db.quarantine import Quarantined
 from db.types import ENDED
 from orchestrator.change import change_tenant
+from orchestrator.cli import group
 from orchestrator.cli.scan import asking
 from orchestrator.documents import scan_document
 from orchestrator.session import Session
@@ -28,7 +35,9 @@ from tasks import settings as all_settings
 from tests import cluster as clusters
 from tests import invariants, processes
 from tests.cluster import Cluster
+from tests.conftest import POSTGRES_KINDS
 from tests.processes import Running
+from tests.servers import PostgresServer, RedisServer
 from tests.trees import Dir, File, build
 from tests.waiting import wait_until
 
@@ -46,7 +55,8 @@ class Field:
     session: Session
     engine: Engine
     folder: Path
-    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    broker: RedisServer
+    _numbers: Iterator[int] = each(default_factory=lambda: itertools.count(1))
 
     # Tenants and their scans
 
@@ -113,19 +123,30 @@ class Field:
     def process(self, name: str) -> Running:
         return self.cluster.processes[name]
 
-    def begin_worker(self, name: str, children: int = 1) -> Running:
-        worker = self.cluster.begin(name, "worker", "--workers", str(children))
+    def command(self, *words: str) -> None:
+        """A command that must do what it says, in this process."""
+        done = CliRunner(env=self.cluster.env).invoke(group, words)
+        assert done.exit_code == 0, done.output
+
+    def holder(self, path: bytes, *, past: int = 0, unlike: str | None = None) -> tuple[str, int]:
+        """Wait until a worker, not the one that is unlike, has read so much of this file: its name, and the child."""
+
+        def look() -> tuple[str, int] | None:
+            names = [name for name in self.cluster.processes if name.startswith("worker") and name != unlike]
+            found = ((name, pid) for name in names if (pid := self.reader(name, path, past)) is not None)
+            return next(found, None)
+
+        return wait_until(look, SOON_S, f"{path!r} is read")
+
+    def begin_worker(self, name: str, children: int = 1, program: str | None = None) -> Running:
+        worker = self.cluster.begin(name, "worker", "--workers", str(children), program=program)
         assert worker.stderr.wait_for(b"ready", SOON_S), worker.stderr.content
         return worker
 
-    def reads(self, path: bytes, past: int = 0, of: str | None = None) -> int | None:
-        """Which child of the workers (or of that one) has this file open, and has read so much of it?"""
-        for name, process in self.cluster.processes.items():
-            if name.startswith(of or "worker"):
-                for pid in process.descendants():
-                    if position(pid, path) > past:
-                        return pid
-        return None
+    def reader(self, name: str, path: bytes, past: int = 0) -> int | None:
+        """Which child of that worker has read so much of this file?"""
+        found = (pid for pid in self.process(name).descendants() if position(pid, path) > past)
+        return next(found, None)
 
 
 def large(root: bytes, name: bytes = b"large", size: int = HUGE) -> bytes:
@@ -152,14 +173,34 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def running(folder: Path, database_url: str, redis_url: str, *, workers: int = 1, children: int = 2, beats: int = 1,
-            **settings: str) -> Iterator[Field]:  # fmt: skip
+def running(folder: Path, database_url: str, broker: RedisServer, *, workers: int = 1, children: int = 2,
+            beats: int = 1, **settings: str) -> Iterator[Field]:  # fmt: skip
     """A field with so many processes. Tenants are scanned when they are asked for, not by the clock."""
     settings = {"STRANDLINE_INTERVAL_S": "1000000"} | settings
     with clusters.running(
-        folder, database_url, redis_url, workers=workers, children=children, beats=beats, **settings
+        folder, database_url, broker.url, workers=workers, children=children, beats=beats, **settings
     ) as cluster:
         engine = connect(database_url)
         with asking(all_settings.load(cluster.env)) as session:
-            yield Field(cluster, session, engine, folder)
+            yield Field(cluster, session, engine, folder, broker)
         engine.dispose()
+
+
+@contextlib.contextmanager
+def made(
+    _postgres_servers: Callable[..., PostgresServer], server_folder: Path, folders: pytest.TempPathFactory, **settings
+) -> Iterator[Field]:  # fmt: skip
+    """The same on the newest PostgreSQL, and a Redis of its own."""
+    folder = folders.mktemp("field")
+    with (
+        _postgres_servers(POSTGRES_KINDS[-1]).database() as url,
+        RedisServer(Path(tempfile.mkdtemp(dir=server_folder))) as broker,
+        running(folder, url, broker, **settings) as field,
+    ):
+        yield field
+
+
+@pytest.fixture(scope="module")
+def field(_postgres_servers, server_folder: Path, tmp_path_factory: pytest.TempPathFactory, request) -> Iterator[Field]:
+    with made(_postgres_servers, server_folder, tmp_path_factory, **getattr(request.module, "FIELD", {})) as field:
+        yield field

@@ -14,8 +14,10 @@ from sqlalchemy import Connection, Engine, text
 
 from db import changes, tenants, tree
 from db.engine import reading
+from db.tables import metadata
 from orchestrator.documents import change_document, file_document
 from tests import trees
+from tests.storage import rows
 
 EVERYTHING = 10**7
 
@@ -40,6 +42,11 @@ def check_tenants(
             assert tenant is not None, f"{name} is no tenant any more"
             _check_feed(connection, tenant.id, root, set(removed))
             _check_scans(connection, tenant.id, overlapped)
+
+
+def everything(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """All that is written, but for who was told what by whom."""
+    return {name: rows(engine, table) for name, table in metadata.tables.items() if name != "id_blocks"}
 
 
 def _check_feed(connection: Connection, tenant_id: int, root: bytes, removed: set[bytes]) -> None:
