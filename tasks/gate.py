@@ -8,8 +8,8 @@ from typing import NamedTuple
 from db import shards
 from db.scans import BREAKER, QUARANTINE
 from db.types import KnownFile, Unsettled
-from tasks.core.breaker import Covers, Failed, Key
-from tasks.core.filesystem import Entry
+from tasks.core.breaker import Covers, Failed, Key, ancestors
+from tasks.core.filesystem import Entry, Shadowed
 from tasks.core.hashing import Hashed
 from tasks.core.profile import Profile
 from tasks.core.walk import Tree
@@ -36,13 +36,16 @@ class Gate:
         self._quarantined, self._careful = quarantined, careful
 
     def directory(self, path: bytes, root: Tree) -> Refusal | None:
-        """Why a directory must not be listed; None: it is about to be. Raises LeaseLost."""
-        key = Key(Covers.DIRECTORY, path)
-        if self._breaker.knows_of_any and self._breaker.has(key):
-            reason = self._breaker.refuses(key, root.mark(path))
-            if reason is not None:
-                return Refusal(BREAKER, reason)
-        return self._enter(path)
+        """Why a directory must not be listed; None: it is about to be. Raises LeaseLost, and Shadowed where one above
+        it is in quarantine: below a mount that hangs, each would cost as much time again.
+        """
+        if self._quarantined and any(above in self._quarantined for above in ancestors(path)):
+            raise Shadowed
+        key, refusal = Key(Covers.DIRECTORY, path), self._enter(path)
+        if refusal is None and self._breaker.knows_of_any and self._breaker.has(key):
+            reason = self._breaker.refuses(key, root.mark(path))  # a look at it, in which it may hang
+            return None if reason is None else Refusal(BREAKER, reason)
+        return refusal
 
     def file(self, path: bytes, entry: Entry, before: KnownFile | None, profile: Profile) -> Refusal | None:
         """Why a file must not be read; None: it is about to be. Raises LeaseLost."""

@@ -45,6 +45,10 @@ class Holder:
         self._lost: LeaseLost | None = None
         self._drain = drain
 
+    def look_at(self, path: bytes) -> None:
+        """Note which path is about to be looked at, in case that never returns."""
+        self.at = path
+
     def check(self) -> None:
         """Call now and then. Raises LeaseLost where it is known that the shard is somebody else's by now, and Draining,
         once, where this process is to end.

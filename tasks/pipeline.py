@@ -155,12 +155,12 @@ class Pipeline:
     def _visit(self, todo: Todo, piece: Piece | None = None) -> None:
         self.budget.begun = True
         known = todo.known
-        refusal = self._gate.directory(known.path, self._root)
-        if refusal is not None:
-            self.write.give_up(todo)
-            self.write.skip(known.path, refusal.reason, refusal.operation)
-            return
         try:
+            refusal = self._gate.directory(known.path, self._root)
+            if refusal is not None:
+                self.write.give_up(todo)
+                self.write.skip(known.path, refusal.reason, refusal.operation)
+                return
             opened = self._open(known)
             self._look(todo, opened, piece)
             self._gate.was_listed(known.path)

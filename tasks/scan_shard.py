@@ -86,7 +86,8 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     breaker = breaker_of(runtime, tenant, lease.fence)
     gate = Gate(holder, write_back, breaker, quarantined, careful=is_careful(lease))
     holder.at = b""
-    with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant)) as root:
+    with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant),
+              touching=holder.look_at) as root:  # fmt: skip
         pipeline = Pipeline(
             holder, gate, write_back, scan, tenant, root, budget=Budget.of(settings, runtime.clock_s),
             progress=Progress(runtime.redis, runtime.keys, scan.id, runtime.clock_s, runtime.outage),

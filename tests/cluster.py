@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +22,12 @@ class Cluster(Command):
     def argv(self, *words: str | bytes) -> list[str | bytes]:
         return [STRANDLINE, *words]
 
-    def begin(self, name: str, *words: str) -> Running:
-        """Start a process of the cluster, to be found by that name; whoever calls it ends it."""
-        self.processes[name] = start([STRANDLINE, *words], env={**os.environ, **self.env})
+    def begin(self, name: str, *words: str, program: str | None = None) -> Running:
+        """Start a process of the cluster, to be found by that name; whoever calls it ends it. `program`: Python that
+        changes something and then calls `orchestrator.cli.main`.
+        """
+        command = [STRANDLINE] if program is None else [sys.executable, "-c", program]
+        self.processes[name] = start([*command, *words], env={**os.environ, **self.env})
         return self.processes[name]
 
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fnmatch
 import os
+import signal
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2  # linux/stat.h
 # Inodes of another mount or another lookup differ from those before in these bits.
 INODE_STEP = 1 << 32
 DOTS = 2  # entries of every folder: itself and the one above
+HANGING_S = 0.05  # between two looks whether it is over
 DROPPED_FLAGS = os.O_APPEND | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL
 
 
@@ -72,7 +74,10 @@ class PassThrough(mfusepy.Operations):
         for number, rule in enumerate(control.rules):
             if rule in self._rules(path, operation) and done >= rule.after and self._is_left(number):
                 for what in rule.do:
-                    self._do(*what)
+                    if what == ["hang"]:
+                        self._hang(rule)
+                    else:
+                        self._do(*what)
                 if rule.error is not None:
                     code = getattr(errno, rule.error)
                     raise OSError(code, os.strerror(code))
@@ -88,10 +93,17 @@ class PassThrough(mfusepy.Operations):
                 self._left[number] = left - 1
         return left is None or left > 0
 
-    def _do(self, what: str, path: str, other: str = "") -> None:
+    def _hang(self, rule: Rule) -> None:
+        while rule in self._told().rules:
+            time.sleep(HANGING_S)
+
+    def _do(self, what: str, path: str = "", other: str = "") -> None:
         behind = self._behind(path)
         with contextlib.suppress(FileNotFoundError):  # done already
             match what:
+                case "kill":
+                    _, _, pid = mfusepy.fuse_get_context()
+                    os.kill(pid, signal.SIGKILL)
                 case "unlink":
                     os.unlink(behind)
                 case "rename":

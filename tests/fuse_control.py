@@ -18,9 +18,8 @@ class Rule:
     error: str | None = None  # a name of errno
     after: int = 0
     times: int | None = None
-    do: list[list[str]] = field(
-        default_factory=list
-    )  # unlink PATH, rename FROM TO, append PATH TEXT, truncate PATH SIZE
+    # unlink PATH, rename FROM TO, append PATH TEXT, truncate PATH SIZE; kill whoever asks; hang until this rule is gone
+    do: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from sqlalchemy import Connection, Engine, text
 
 from db import changes, tenants, tree
 from db.engine import reading
+from db.tables import metadata
 from orchestrator.documents import change_document, file_document
 from tests import trees
+from tests.storage import rows
 
 EVERYTHING = 10**7
 
@@ -24,14 +26,27 @@ def check(engine: Engine, roots: dict[str, bytes], removed: Iterable[bytes] = ()
     """All that can be seen in the database, of these tenants. `removed`: what was really deleted or moved away;
     `overlapped`: the fault was that two scans did.
     """
+    check_tenants(engine, roots, removed, overlapped=overlapped)
+    with reading(engine) as connection:
+        _check_shards(connection)
+        _check_strangers(connection)
+
+
+def check_tenants(
+    engine: Engine, roots: dict[str, bytes], removed: Iterable[bytes] = (), *, overlapped: bool = False
+) -> None:
+    """The same of these tenants alone, while others are scanned."""
     with reading(engine) as connection:
         for name, root in roots.items():
             tenant = tenants.by_name(connection, name)
             assert tenant is not None, f"{name} is no tenant any more"
             _check_feed(connection, tenant.id, root, set(removed))
             _check_scans(connection, tenant.id, overlapped)
-        _check_shards(connection)
-        _check_strangers(connection)
+
+
+def everything(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """All that is written, but for who was told what by whom."""
+    return {name: rows(engine, table) for name, table in metadata.tables.items() if name != "id_blocks"}
 
 
 def _check_feed(connection: Connection, tenant_id: int, root: bytes, removed: set[bytes]) -> None:

@@ -13,11 +13,11 @@ from sqlalchemy import Engine
 
 from db import postgresql, shards, tenants
 from db.engine import reading, writing
-from db.tables import metadata
 from tasks.lease import Holder
 from tasks.scan_shard import scan_shard
 from tests import in_process, invariants
-from tests.storage import ONLY_POSTGRES, rows
+from tests.invariants import everything
+from tests.storage import ONLY_POSTGRES
 from tests.test_interleavings import Make, World
 from tests.test_interleavings import world as world  # the fixture
 from tests.trees import Dir, File, build
@@ -25,11 +25,6 @@ from tests.waiting import wait_until
 
 FLUSHES_AT_MOST = 90
 TREE = Dir({b"%d" % folder: Dir({b"%d" % n: File(b"%d" % n) for n in range(6)}) for folder in range(4)})
-
-
-def everything(engine: Engine) -> dict[str, list[dict[str, Any]]]:
-    """All that is written, but for who was told what by whom."""
-    return {name: rows(engine, table) for name, table in metadata.tables.items() if name != "id_blocks"}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks.core.filesystem import (
@@ -40,11 +41,13 @@ class Tree:
     """A tenant's root, and the directories that are open below it: at most OPEN_DIRECTORIES at a time.
 
     Directories are asked for by path; asked for depth-first, each costs one `open`. What is mounted below the root is
-    entered only if it shall be crossed. `rule_sources` tell the rules that hold in each. Raises Unreadable where the
-    root cannot be opened.
+    entered only if it shall be crossed. `rule_sources` tell the rules that hold in each. `touching` is told each path
+    before it is touched, in case that never returns. Raises Unreadable where the root cannot be opened.
     """
 
-    def __init__(self, root: bytes, *, cross_mounts: bool = False, rule_sources: RuleSources | None = None) -> None:
+    def __init__(self, root: bytes, *, cross_mounts: bool = False, rule_sources: RuleSources | None = None,
+                 touching: Callable[[bytes], None] | None = None) -> None:  # fmt: skip
+        self._touching = touching or (lambda _: None)
         self._rule_sources = rule_sources if rule_sources is not None else RuleSources()
         self._root_rules: Rules | None = None
         mounts = mount_points()
@@ -100,7 +103,9 @@ class Tree:
         """What stat shows of a directory that may not be entered itself; none: nothing."""
         above, _, name = path.rpartition(b"/")
         try:
-            found = os.stat(name, dir_fd=self.directory(above), follow_symlinks=False) if path else os.fstat(self.fd)
+            fd = self.directory(above) if path else self.fd
+            self._touching(path)
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False) if path else os.fstat(fd)
         except (OSError, Missing, Shadowed, Ignored, OtherMount, Unreadable):
             return None
         return f"{found.st_mode} {found.st_ino} {found.st_ctime_ns}"
@@ -137,6 +142,9 @@ class Tree:
         above, rules, path = self._open[-1].fd if self._open else self.fd, self.rules, b"/".join(components[: at + 1])
         if rules and rules.ignores(path, True):
             raise Ignored()
+        if not self._cross_mounts and path in self._mounts:
+            raise OtherMount() if at == len(components) - 1 else Shadowed()  # not touched: it may hang
+        self._touching(path)
         try:
             fd = os.open(components[at], _DIRECTORY, dir_fd=above)
             self._open.append(_Open(components[at], fd, rules))

@@ -1,0 +1,175 @@
+"""Rows 1, 4, 9 and 14 of the catalogue of faults: processes that are killed, or stopped and continued, in mid-work."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests import invariants
+from tests.field import SOON_S, Field, alive, large, made, position
+from tests.field import field as field  # the fixture
+from tests.waiting import wait_until
+
+LEASE_S = 2
+FIELD = {"workers": 2, "children": 1, "STRANDLINE_LEASE_S": str(LEASE_S)}
+fault = pytest.mark.fault
+# So much of the large file is read: its shard is in its middle.
+HALF_WAY = 64 << 20
+
+
+@pytest.fixture
+def two(field: Field) -> Field:
+    """A test may have killed one."""
+    for name in ("worker", "worker2"):
+        if field.process(name).alive() == set():
+            field.process(name).close()
+            field.begin_worker(name)
+    return field
+
+
+def with_large(field: Field) -> tuple[str, bytes, bytes]:
+    """A tenant with one file that is not read to its end before somebody cuts it."""
+    name, root = field.tenant()
+    return name, root, large(root)
+
+
+def cut(path: bytes) -> None:
+    os.truncate(path, 1 << 20)
+
+
+@fault(1, "SIGKILL of a pool's child that reads a large file")
+def test_a_child_that_is_killed_in_a_shard_costs_its_lease(two: Field) -> None:
+    field = two
+    name, root, path = with_large(field)
+    scan_id = field.ask(name)
+    its_worker, child = field.holder(path, past=HALF_WAY)
+
+    os.kill(child, signal.SIGKILL)
+    field.others_go_on()
+    wait_until(lambda: field.shards(scan_id)[-1].attempt == 2, SOON_S, "somebody takes over")
+    cut(path)
+
+    document = field.ended(scan_id)
+    assert document["state"] == "succeeded" and document["attempts"] == document["shards"] + 1
+    wait_until(lambda: len(field.process(its_worker).descendants()) == 1, SOON_S, "the pool has a child again")
+    field.quiet({name: root})
+
+
+@fault(1, "SIGKILL of a worker, one of whose children reads a large file")
+def test_a_worker_that_is_killed_leaves_its_shard_to_another(two: Field) -> None:
+    field = two
+    name, root, path = with_large(field)
+    scan_id = field.ask(name)
+    its_worker, child = field.holder(path, past=HALF_WAY)
+
+    field.process(its_worker).send(signal.SIGKILL)
+    assert field.process(its_worker).wait_gone(SOON_S) == set() and not alive(child)
+    field.holder(path, unlike=its_worker)
+    cut(path)
+
+    document = field.ended(scan_id)
+    assert document["state"] == "succeeded" and document["attempts"] == document["shards"] + 1
+    field.quiet({name: root})
+
+
+@fault(4, "SIGSTOP of a pool's child in mid-hash for three times its lease, then SIGCONT")
+def test_a_child_that_was_stopped_and_wakes_writes_nothing_and_goes_on(two: Field) -> None:
+    field = two
+    name, root, path = with_large(field)
+    scan_id = field.ask(name)
+    its_worker, child = field.holder(path, past=HALF_WAY)
+
+    os.kill(child, signal.SIGSTOP)
+    wakes_s = time.monotonic() + 3 * LEASE_S
+    other, _ = field.holder(path, unlike=its_worker)
+    cut(path)
+    assert field.ended(scan_id)["state"] == "succeeded"
+    field.others_go_on()
+    wait_until(lambda: time.monotonic() > wakes_s, SOON_S, "three leases are over")
+    before = invariants.everything(field.engine)
+    os.kill(child, signal.SIGCONT)
+
+    worker = field.process(its_worker)
+    assert worker.stderr.wait_for(b"no longer held by this process", SOON_S), worker.stderr.content
+    assert invariants.everything(field.engine) == before
+    field.process(other).send(signal.SIGKILL)
+    field.process(other).wait_gone(SOON_S)
+    field.quiet({name: root})  # by who woke
+    assert alive(child)
+
+
+# Messages that come again. Celery's visibility timeout, 300 s as shipped, is 2 s here, and a worker says what it sees.
+
+IMPATIENT = """
+import os, sys
+from celery import signals
+from orchestrator.cli import main
+from tasks.redis.connection import Address
+
+options = Address.broker_options
+soon = {"visibility_timeout": 2, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+Address.broker_options = lambda *args: options(*args) | soon
+
+@signals.task_prerun.connect(weak=False)
+def say(task, **_):
+    if task.request.delivery_info.get("redelivered"):
+        os.write(2, b"delivered again: %s" % task.name.encode())
+
+sys.argv[0] = "strandline"
+main()
+"""
+AGAIN = b"delivered again: strandline.scan_shard"
+
+
+@pytest.fixture(scope="module")
+def impatient(_postgres_servers, server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    """A cluster whose one worker has two children, and is given again soon what it has not acknowledged."""
+    with made(_postgres_servers, server_folder, tmp_path_factory, workers=0) as field:
+        field.begin_worker("worker", 2, IMPATIENT)
+        yield field
+
+
+@fault(9, "a visibility timeout of 2 s, and a shard that takes longer")
+def test_a_message_that_comes_again_while_its_shard_is_worked_on_does_nothing(impatient: Field) -> None:
+    field = impatient
+    name, root, path = with_large(field)
+    scan_id = field.ask(name)
+    _, child = field.holder(path)
+
+    assert field.process("worker").stderr.wait_for(AGAIN, SOON_S)
+    field.others_go_on()
+    assert position(child, path) > HALF_WAY, "the first is still at it"
+    cut(path)
+
+    document = field.ended(scan_id)
+    assert document["state"] == "succeeded" and document["attempts"] == document["shards"]
+    field.quiet({name: root})
+
+
+@fault(1, "SIGKILL of a worker that was stopped, so that it could not acknowledge what its child had committed")
+def test_a_message_that_was_not_acknowledged_comes_again_and_does_nothing(impatient: Field) -> None:
+    field = impatient
+    name, root, path = with_large(field)
+    scan_id = field.ask(name)
+    field.holder(path, past=HALF_WAY)
+
+    worker = field.process("worker")
+    worker.send(signal.SIGSTOP)
+    cut(path)
+    wait_until(lambda: {one.state for one in field.shards(scan_id)[1:]} == {"done"}, SOON_S, "the shard is done")
+    worker.send(signal.SIGKILL)
+    assert worker.wait_gone(SOON_S) == set()
+    worker.close()
+    with redis.Redis.from_url(field.broker.url) as client:
+        assert client.hlen("strandline:unacked") >= 1
+        again = field.begin_worker("worker", 2, IMPATIENT)
+        assert again.stderr.wait_for(AGAIN, SOON_S), again.stderr.content
+        wait_until(lambda: not client.hlen("strandline:unacked"), SOON_S, "it is acknowledged")
+
+    document = field.ended(scan_id)
+    assert document["state"] == "succeeded" and document["attempts"] == document["shards"]
+    field.quiet({name: root})
