@@ -19,7 +19,7 @@ from tests.trees import Dir, File, build
 from tests.volumes import Volume, run
 
 FIELD = {"children": 3, "STRANDLINE_SHARD_ENTRIES": "10", "STRANDLINE_LEASE_S": "2", "STRANDLINE_STALL_S": "2"}
-pytestmark = pytest.mark.needs("root", "fuse", "mount")
+pytestmark = [pytest.mark.chaos, pytest.mark.needs("root", "fuse", "mount")]
 fault = pytest.mark.fault
 Mounted = Callable[..., Volume]
 

@@ -14,6 +14,8 @@ from tests.field import SOON_S, Field, alive, large, made, position
 from tests.field import field as field  # the fixture
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.chaos
+
 LEASE_S = 2
 FIELD = {"workers": 2, "children": 1, "STRANDLINE_LEASE_S": str(LEASE_S)}
 fault = pytest.mark.fault
