@@ -61,10 +61,17 @@ def storm(own_redis, own_postgres, tmp_path: Path) -> Iterator[Storm]:
         yield Storm(cluster, broker, server, url)
 
 
-FAULTS: dict[str, tuple[int, Callable[[Storm], None]]] = {
-    "flushed": (FLUSHES, Storm.flush),
-    "restarted": (RESTARTS, Storm.restart),
-    "both": (RESTARTS, lambda storm: [storm.flush(), storm.restart(), storm.flush()][0]),
+def both(storm: Storm, number: int) -> None:
+    """Flushed each time, and restarted three times in between."""
+    storm.flush()
+    if number % (FLUSHES // RESTARTS) == 1:
+        storm.restart()
+
+
+FAULTS: dict[str, tuple[int, Callable[[Storm, int], None]]] = {
+    "flushed": (FLUSHES, lambda storm, _: storm.flush()),
+    "restarted": (RESTARTS, lambda storm, _: storm.restart()),
+    "flushed and restarted": (FLUSHES, both),
 }
 
 
@@ -81,7 +88,7 @@ def test_a_scan_of_50_000_files_ends_by_itself(storm: Storm, tmp_path: Path, fau
 
     for number in range(times):
         wait_until(lambda number=number: storm.done() > 2 * number, ENDS_WITHIN_S, "it goes on")
-        strike(storm)
+        strike(storm, number)
     struck_s = time.monotonic() - began
     wait_until(storm.is_over, ENDS_WITHIN_S, "the scan ends")
     took_s = time.monotonic() - began
