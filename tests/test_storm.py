@@ -18,9 +18,9 @@ from tests.waiting import wait_until
 
 FOLDERS, FILES = 1_000, 50
 FLUSHES, RESTARTS = 10, 3
-ENDS_WITHIN_S = 900
+ENDS_WITHIN_S = 300
 
-pytestmark = [pytest.mark.large, pytest.mark.timeout(2 * ENDS_WITHIN_S)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * ENDS_WITHIN_S)]
 
 
 class Storm:
