@@ -18,7 +18,7 @@ from db import quarantine, scans, shards
 from db.engine import write
 from db.scans import Scan
 from db.shards import FINISH, Lease
-from db.types import ScanState
+from db.types import LeaseLost, ScanState
 from tasks.app import Runtime
 from tasks.lease import Holder
 
@@ -74,6 +74,13 @@ def _leave_alone(connection: Connection, lease: Lease, path: bytes, reason: str,
     quarantine.add(connection, lease.tenant_id, path, reason, fence=lease.fence, for_s=for_s)
 
 
+def _fail(connection: Connection, lease: Lease, lease_s: float, error: str) -> None:
+    """The scan fails, if its shard is still ours: to a process that was stopped, all calls seem to hang as it wakes."""
+    scans.lock(connection, lease.scan_id)
+    shards.renew(connection, lease, lease_s)
+    shards.end_early(connection, lease.scan_id, ScanState.FAILED, error)
+
+
 def when_stalled(runtime: Runtime, holder: Holder) -> Callable[[], None]:
     """What is done with a process that hangs: say at what, let another take over at once, and end."""
 
@@ -84,9 +91,11 @@ def when_stalled(runtime: Runtime, holder: Holder) -> Callable[[], None]:
         log.error("shard %d of scan %s: %s; this process ends", lease.number, lease.scan_id, error)
         try:
             if at == b"":
-                write(runtime.engine, shards.end_early, lease.scan_id, ScanState.FAILED, error)
+                write(runtime.engine, _fail, lease, runtime.settings.lease_s, error)
             if at != b"" or lease.number == FINISH:
                 write(runtime.engine, shards.abandon, lease, at or None, error)
+        except LeaseLost as lost:
+            log.warning("%s", lost)
         except DBAPIError as failure:
             log.error("nobody could be told of it: %s", failure.orig)
         finally:
