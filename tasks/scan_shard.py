@@ -13,7 +13,7 @@ from db import quarantine, scans, shards, tree
 from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
-from db.types import LeaseLost, ScanState, StaleDirectory
+from db.types import Exhausted, LeaseLost, ScanState, StaleDirectory
 from tasks import outage
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
@@ -72,7 +72,8 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
         breaker.tell()
     except Draining:
         write(runtime.engine, shards.release, lease)
-    except StaleDirectory as error:
+    except (StaleDirectory, Exhausted) as error:
+        log.warning("tenant %s: shard %d is given back: %s", tenant.name, lease.number, error)
         give_back(runtime, lease, str(error))
     except Exception as error:
         if not database_failed(runtime, lease, error):
