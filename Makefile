@@ -10,7 +10,7 @@ override export STATE := $(value STATE)
 
 .PHONY: help
 help:  ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: run
 run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 one pass, STATE=folder (.strandline)
@@ -47,6 +47,11 @@ ci:  ## What CI runs: system packages, check, then every test with no skip allow
 bench:  ## Measure against the budgets
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.bench $(ARGS)
+
+.PHONY: bench-recovery
+bench-recovery:  ## Measure how soon the shard of a killed worker is taken over: ARGS="--rounds 9"
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.recovery $(ARGS)
 
 .PHONY: replay
 replay:  ## Follow real projects from release to release: ARGS="--package flask --sdist" (needs rsync, git, a package index)

@@ -257,6 +257,13 @@ def end_early(connection: Connection, scan_id: str, ending: ScanState, error: st
     return True
 
 
+def fail(connection: Connection, lease: Lease, error: str) -> None:
+    """Let the scan end failed, as the holder of one of its shards. Raises LeaseLost: who has lost it says nothing."""
+    scans.lock(connection, lease.scan_id)
+    _write(connection, lease, error=error)
+    end_early(connection, lease.scan_id, ScanState.FAILED, error)
+
+
 def any_errors(connection: Connection, scan_id: str) -> bool:
     """Could something not be looked at?"""
     s = shards.c

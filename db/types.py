@@ -162,6 +162,10 @@ class LeaseLost(StrandlineError):
     """This shard is no longer ours: whoever holds it now does the work."""
 
 
+class Exhausted(StrandlineError):
+    """This process has no descriptor, thread or memory left: no place is to blame, and another may have some."""
+
+
 class CursorLost(StrandlineError):
     """A cursor that the feed cannot honour (HTTP 410)."""
 

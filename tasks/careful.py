@@ -18,7 +18,7 @@ from db import quarantine, scans, shards
 from db.engine import write
 from db.scans import Scan
 from db.shards import FINISH, Lease
-from db.types import ScanState
+from db.types import LeaseLost
 from tasks.app import Runtime
 from tasks.lease import Holder
 
@@ -64,7 +64,8 @@ def _convict_entry(runtime: Runtime, lease: Lease, scan: Scan, path: bytes) -> b
     reason = f"{hung or 'whoever looked at it died'}, {lease.suspect_deaths} times"
     log.error("tenant %d: %r is in quarantine: %s", lease.tenant_id, os.fsdecode(path), reason)
     if not path:  # without its root there is nothing to scan
-        return write(runtime.engine, shards.end_early, scan.id, ScanState.FAILED, f"the root: {reason}")
+        write(runtime.engine, shards.fail, lease, f"the root: {reason}")
+        return True
     write(runtime.engine, _leave_alone, lease, path, reason, HUNG_FOR_S if hung else None)
     return False
 
@@ -84,9 +85,11 @@ def when_stalled(runtime: Runtime, holder: Holder) -> Callable[[], None]:
         log.error("shard %d of scan %s: %s; this process ends", lease.number, lease.scan_id, error)
         try:
             if at == b"":
-                write(runtime.engine, shards.end_early, lease.scan_id, ScanState.FAILED, error)
+                write(runtime.engine, shards.fail, lease, error)
             if at != b"" or lease.number == FINISH:
                 write(runtime.engine, shards.abandon, lease, at or None, error)
+        except LeaseLost as lost:  # it was stopped: to a process that wakes, every call seems to have hung
+            log.warning("%s", lost)
         except DBAPIError as failure:
             log.error("nobody could be told of it: %s", failure.orig)
         finally:

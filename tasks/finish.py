@@ -13,7 +13,7 @@ from db import losses, scans, shards, tenants
 from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
-from db.types import HASHES, LeaseLost, ScanState
+from db.types import HASHES, Exhausted, LeaseLost, ScanState
 from tasks.app import Runtime, nudge
 from tasks.careful import when_stalled
 from tasks.core import filesystem
@@ -26,7 +26,7 @@ from tasks.keeper import Keeper
 from tasks.lease import Holder
 from tasks.redis import watermark
 from tasks.scan_shard import peak_memory_bytes
-from tasks.trouble import claimed, database_failed
+from tasks.trouble import claimed, database_failed, give_back
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,9 @@ def _end(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> N
         return
     except Draining:
         write(runtime.engine, shards.release, lease)
+    except Exhausted as error:
+        log.warning("tenant %s: the end of scan %s is given back: %s", tenant.name, scan.id, error)
+        give_back(runtime, lease, str(error))
     except DBAPIError as error:
         if not database_failed(runtime, lease, error):
             raise

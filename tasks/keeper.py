@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from db.types import LeaseLost
+from db.types import Exhausted, LeaseLost
 from tasks.lease import Holder
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class Keeper:
     """`with Keeper(holder, stall_s, stalled):` renews the lease of this thread's shard until the end of the block.
 
     Where the thread did not move for `stall_s` seconds, `stalled` is called, once, and the lease is renewed no more.
+    Raises Exhausted.
     """
 
     def __init__(self, holder: Holder, stall_s: float, stalled: Callable[[], None]) -> None:
@@ -36,7 +37,10 @@ class Keeper:
         self._clock = time.pthread_getcpuclockid(threading.get_ident())
 
     def __enter__(self) -> Keeper:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # what Python makes of EAGAIN
+            raise Exhausted(f"this process is at its limits: {error}") from error
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ from db import quarantine, scans, shards, tree
 from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
-from db.types import LeaseLost, ScanState, StaleDirectory
+from db.types import Exhausted, LeaseLost, StaleDirectory
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.careful import convict, is_careful, when_stalled
@@ -61,13 +61,11 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
         log.warning("tenant %s: %s", tenant.name, error)
         return
     except filesystem.Unreadable as error:
-        fail(runtime, scan, f"{error.operation} of tenant {tenant.name!r}: {error.error}")
-        breaker = breaker_of(runtime, tenant, lease.fence)
-        breaker.failed(Failed(ROOT, error.error))
-        breaker.tell()
+        _fail(runtime, lease, tenant, error)
     except Draining:
         write(runtime.engine, shards.release, lease)
-    except StaleDirectory as error:
+    except (StaleDirectory, Exhausted) as error:
+        log.warning("tenant %s: shard %d is given back: %s", tenant.name, lease.number, error)
         give_back(runtime, lease, str(error))
     except Exception as error:
         if not database_failed(runtime, lease, error):
@@ -143,10 +141,18 @@ def _complete(connection: Connection, lease: shards.Lease, pipeline: Pipeline, r
     shards.ready_finish(connection, lease.scan_id)
 
 
-def fail(runtime: Runtime, scan: Scan, error: str) -> None:
-    """The scan cannot go on: it ends failed, without deletions, once its finish has run."""
-    log.error("scan %s fails: %s", scan.id, error)
-    write(runtime.engine, shards.end_early, scan.id, ScanState.FAILED, error)
+def _fail(runtime: Runtime, lease: shards.Lease, tenant: Tenant, error: filesystem.Unreadable) -> None:
+    """Without its root the scan cannot go on: it ends failed, without deletions, once its finish has run."""
+    sentence = f"{error.operation} of tenant {tenant.name!r}: {error.error}"
+    log.error("scan %s fails: %s", lease.scan_id, sentence)
+    try:
+        write(runtime.engine, shards.fail, lease, sentence)
+    except LeaseLost as lost:
+        log.warning("tenant %s: %s", tenant.name, lost)
+        return
+    breaker = breaker_of(runtime, tenant, lease.fence)
+    breaker.failed(Failed(ROOT, error.error))
+    breaker.tell()
 
 
 def peak_memory_bytes() -> int:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from db import schema, shards
 from db.engine import write
 from db.failures import Failure, failure_of
-from db.types import ScanState
+from db.types import LeaseLost
 from tasks import outage, release
 from tasks.app import EXPIRES_S, Runtime
 from tasks.lease import Claimed, claim
@@ -102,9 +102,11 @@ def database_failed(runtime: Runtime, lease: shards.Lease, error: Exception) -> 
     log.error("shard %d of scan %s: %s", lease.number, lease.scan_id, sentence)
     try:
         if full and lease.number != shards.FINISH:
-            write(runtime.engine, shards.end_early, lease.scan_id, ScanState.FAILED, sentence)
+            write(runtime.engine, shards.fail, lease, sentence)
         else:
             give_back(runtime, lease, sentence)
+    except LeaseLost as lost:
+        log.warning("%s", lost)
     except DBAPIError as again:
         log.error("shard %d of scan %s could not be given back: %s", lease.number, lease.scan_id, again.orig)
     if full:

@@ -157,6 +157,11 @@ def large(root: bytes, name: bytes = b"large", size: int = HUGE) -> bytes:
     return path
 
 
+def cut(path: bytes) -> None:
+    """Whoever reads it comes to its end."""
+    os.truncate(path, 1 << 20)
+
+
 def position(pid: int, path: bytes) -> int:
     """How far a process has read a file; -1: it has none of that name open."""
     with contextlib.suppress(OSError):

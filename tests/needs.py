@@ -36,6 +36,8 @@ TRIALS = {
     "pgbouncer": ["pgbouncer", "--version"],
     "history": ["git", "-C", os.path.dirname(__file__), "cat-file", "-e", f"{FORMER}^{{commit}}"],
     "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],
+    "memory cgroup": [sys.executable, "-m", "tests.cgroups", "memory"],
+    "pids cgroup": [sys.executable, "-m", "tests.cgroups", "pids"],
     "ext4": of_an_image("ext4", 16, "-q"),
     "xfs": of_an_image("xfs", 320, "-q"),
     "btrfs": of_an_image("btrfs", 128, "-q"),
@@ -54,6 +56,8 @@ TRIALS = {
 MAY_BE_MISSING = {
     "vfat": "the kernels of many machines that CI runs on have no vfat",
     "exfat": "nor exfat; tests.volumes has a FUSE that behaves like it",
+    "memory cgroup": "many machines have control groups of version 2 alone, or give none away",
+    "pids cgroup": "nor of this sort",
     "history": "a shallow clone has no release before this one",
 }
 # And this no test here tries, for want of a kernel that can.
@@ -68,8 +72,9 @@ def missing(what: str) -> str | None:
     if shutil.which(command[0]) is None:
         return f"{command[0]} is not installed"
     trial = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        cwd=os.path.dirname(os.path.dirname(__file__)),
+    )  # fmt: skip
     return None if trial.returncode == 0 else trial.stderr.strip() or f"{command[0]} failed"
 
 

@@ -1,6 +1,7 @@
 """Entries that end whoever looks at them: found by naming, left alone, and tried again once somebody says so."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from db import quarantine, schema
+from db import quarantine, schema, shards
 from db.engine import connect, reading, writing
 from tasks import settings as all_settings
-from tasks.app import make_app
-from tasks.careful import CAREFUL_FROM, CONVICTED_FROM, DEATHS_AT_MOST
-from tests import trees
+from tasks.app import Runtime, make_app
+from tasks.careful import CAREFUL_FROM, CONVICTED_FROM, DEATHS_AT_MOST, when_stalled
+from tasks.lease import Holder
+from tests import in_process, trees
 from tests.command import tmpfs_folder
 from tests.in_process import Died, InProcess
 from tests.trees import Dir, File, apply_feed, build, listing
@@ -162,3 +164,39 @@ def test_what_hung_is_tried_again_after_its_time(place: InProcess) -> None:
     assert deaths_of(place) == 0
 
     assert listing(place.root).keys() - place.index().keys() == {b"a/1", b"a/2"}
+
+
+def test_below_a_folder_in_quarantine_nothing_is_touched(place: InProcess) -> None:
+    place.request()
+    deaths_of(place)
+    before = place.index()
+    with writing(place.engine) as connection:
+        quarantine.add(connection, place.tenant.id, b"b", "it hung", fence=1, for_s=3600.0)
+    trees.write(place.root + b"/b/c/1", b"changed")
+
+    place.request(full=True)
+
+    assert deaths_of(place) == 0 and place.index() == before
+    document = place.document()
+    assert document["state"] == "partial" and [one["path"] for one in document["skipped"]] == ["b"]
+
+
+def test_who_hung_at_the_root_and_wakes_too_late_does_not_end_the_scan(
+    place: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("tasks.careful.os.kill", lambda _, number: ended.append(number))
+    scan_id = place.request()
+    runtime = Runtime(place.settings)
+    runtime.__dict__.update(engine=place.engine, redis=place.redis)
+    with writing(place.engine) as connection:
+        lease = shards.claim(connection, scan_id, 1, 60.0)
+    assert lease is not None
+    holder = Holder(place.engine, lease, 60.0)
+    holder.look_at(b"")
+    in_process.expire_leases(place.engine)
+
+    when_stalled(runtime, holder)()
+
+    assert ended == [signal.SIGKILL] and place.scan().ending is None
+    assert deaths_of(place) == 0 and place.document()["state"] == "succeeded"

@@ -349,7 +349,7 @@ def refusing(call: Callable[..., object], code: int, times: int = 1) -> Callable
 
 
 @pytest.mark.row(31, "a folder that cannot be opened: told with its path")
-@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
 def test_an_error_while_opening_is_told_with_its_path(root: bytes, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     build(root, Dir({b"a": Dir({b"b": Dir()})}))
     before = open_descriptors()

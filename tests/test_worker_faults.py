@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests import invariants
-from tests.field import SOON_S, Field, alive, large, made, position
+from tests.field import SOON_S, Field, alive, cut, large, made, position
 from tests.field import field as field  # the fixture
 from tests.waiting import wait_until
 
@@ -37,10 +37,6 @@ def with_large(field: Field) -> tuple[str, bytes, bytes]:
     """A tenant with one file that is not read to its end before somebody cuts it."""
     name, root = field.tenant()
     return name, root, large(root)
-
-
-def cut(path: bytes) -> None:
-    os.truncate(path, 1 << 20)
 
 
 @fault(1, "SIGKILL of a pool's child that reads a large file")

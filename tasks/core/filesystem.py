@@ -14,11 +14,15 @@ import stat
 import sys
 from typing import NamedTuple
 
+from db.types import Exhausted
+
 _ENCODING = sys.getfilesystemencoding()
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _INT64 = 1 << 63
 # Not there any more, or something else is there now: neither an error nor a deletion, the parent's listing decides.
 MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+# Says nothing of the place that was looked at.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Unreadable(Exception):
@@ -67,7 +71,9 @@ class Stamps(NamedTuple):
 
 
 def explain(error: OSError) -> str:
-    """The error in words, lower-case, without a path."""
+    """The error in words, lower-case, without a path. Raises Exhausted where it is no error of a place."""
+    if error.errno in _EXHAUSTED:
+        raise Exhausted(f"this process is at its limits: {os.strerror(error.errno).lower()}") from error
     return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
@@ -192,7 +198,8 @@ def mount_points() -> frozenset[bytes]:
     try:
         with open("/proc/self/mountinfo", "rb") as lines:
             return frozenset(_OCTAL.sub(_unescaped, line.split(b" ", 5)[4]) for line in lines)
-    except OSError:
+    except OSError as error:
+        explain(error)  # which may be that there is no descriptor left
         return frozenset()
 
 
