@@ -163,7 +163,7 @@ class LeaseLost(StrandlineError):
 
 
 class Exhausted(StrandlineError):
-    """This process has no descriptor, thread or memory left: no place is to blame, and another process may have some."""
+    """This process has no descriptor, thread or memory left: no place is to blame, and another may have some."""
 
 
 class CursorLost(StrandlineError):
