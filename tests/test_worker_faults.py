@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from db.engine import writing
+from orchestrator.change import change_tenant
 from tests import invariants
 from tests.field import SOON_S, Field, alive, cut, large, made, position
 from tests.field import field as field  # the fixture
@@ -171,3 +173,60 @@ def test_a_message_that_was_not_acknowledged_comes_again_and_does_nothing(impati
     document = field.ended(scan_id)
     assert document["state"] == "succeeded" and document["attempts"] == document["shards"]
     field.quiet({name: root})
+
+
+# Beat
+
+INTERVAL_S = 1
+
+
+@pytest.fixture(scope="module")
+def scheduled(_postgres_servers, server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    """A cluster with two beats, whose tenants are due every second."""
+    soon = {"STRANDLINE_INTERVAL_S": str(INTERVAL_S), "STRANDLINE_STAGGER_WINDOW_S": "0"}
+    with made(_postgres_servers, server_folder, tmp_path_factory, beats=2, **soon) as field:
+        yield field
+
+
+def due_scans(field: Field, name: str) -> list[float]:
+    """When the schedule asked for a scan, in seconds."""
+    query = (
+        "SELECT extract(epoch FROM s.requested_at) AS at FROM scans s JOIN tenants t ON t.id = s.tenant_id "
+        "WHERE t.name = :n AND s.trigger = 'schedule' ORDER BY at"
+    )
+    return [float(row.at) for row in field.rows(query, n=name)]
+
+
+def one_an_interval(times: list[float]) -> bool:
+    """Each in an interval of its own? Somewhere in it, so that two may follow each other closely, but never three."""
+    late_s = 0.1  # from the tick's clock to the row's
+    return all(
+        later - earlier > (n - 1) * INTERVAL_S - late_s
+        for first, earlier in enumerate(times)
+        for n, later in enumerate(times[first + 1 :], start=1)
+    )
+
+
+@fault(14, "two beats; then both stopped for ten intervals, and continued")
+def test_two_beats_or_one_that_wakes_ask_for_one_scan_an_interval(scheduled: Field) -> None:
+    field = scheduled
+    roots = dict(field.tenant() for _ in range(3))
+    wait_until(lambda: all(len(due_scans(field, name)) >= 3 for name in roots), SOON_S, "the schedule goes on")
+
+    beats = [field.process(name) for name in ("beat", "beat2")]
+    for beat in beats:
+        beat.send(signal.SIGSTOP)
+    wakes_s = time.monotonic() + 10 * INTERVAL_S
+    field.others_go_on()
+    before = {name: len(due_scans(field, name)) for name in roots}
+    wait_until(lambda: time.monotonic() > wakes_s, SOON_S, "ten intervals are over")
+    for beat in beats:
+        beat.send(signal.SIGCONT)
+    wait_until(lambda: all(len(due_scans(field, n)) >= before[n] + 3 for n in roots), SOON_S, "it goes on again")
+
+    with writing(field.engine) as connection:
+        for name in roots:
+            change_tenant(connection, name, enabled=False)
+    for name in roots:
+        assert one_an_interval(due_scans(field, name)), due_scans(field, name)
+    field.quiet(roots)
