@@ -42,7 +42,7 @@ from tests.trees import Dir, File, build
 from tests.waiting import wait_until
 
 # Generous: other tests run beside this one.
-SOON_S = 30
+SOON_S = 60
 SMALL = Dir({b"%d" % d: Dir({b"%d" % n: File(b"%d %d" % (d, n)) for n in range(5)}) for d in range(5)})
 HUGE = 100 << 30
 
