@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping
 
 from db import explanations, quarantine
-from db.scans import LEFT_OUT
+from db.scans import LEFT_OUT, QUARANTINE
 from db.tenants import Tenant
 from db.types import FileType, Unsettled
 from orchestrator.documents import text_of
@@ -76,6 +76,8 @@ def _status(connection: Connection, tenant: Tenant, path: bytes) -> tuple[str, s
                 f"{_at(place, path)}in quarantine: {quarantined[place]}; "
                 f"`strandline quarantine release {tenant.name} …` lets it be looked at again"
             )
+    if trouble is not None and trouble.operation == QUARANTINE:
+        return "released", f"{_at(trouble.path, path)}it was {trouble.error}; the next scan looks at it again"
     if trouble is not None and trouble.operation in LEFT_OUT:
         return "skipped", f"{_at(trouble.path, path)}{trouble.error}"
     if trouble is not None:

@@ -95,6 +95,7 @@ def make_app(settings: Settings) -> App:
         worker_disable_prefetch=True,  # a message waits where every worker can take it
         worker_enable_remote_control=True,
         worker_hijack_root_logger=True,
+        worker_consumer="tasks.consumer:Consumer",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # for ever: a worker that gives up helps nobody
         broker_connection_timeout=BROKER_TIMEOUT_S,

@@ -1,16 +1,22 @@
-"""What a worker's main process does when it has connected to the broker."""
+"""How a worker's main process meets its broker: when it has connected, and when it is given what is no message."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 import redis
 from celery import bootsteps
+from celery.worker import state
+from celery.worker.consumer import Consumer as CeleryConsumer
 
 from tasks.app import Runtime
 from tasks.redis import mark
+from tasks.redis.transport import MALFORMED
+
+log = logging.getLogger(__name__)
 
 # A connection that broke sooner was no good: each time the worker waits a second longer, up to as many.
 GOOD_AFTER_S = 5.0
@@ -51,3 +57,25 @@ class Doubt(bootsteps.StartStopStep):
             runtime.outage.failed("what was lost with the connection is waited for", error)
         else:
             runtime.outage.over()
+
+
+class Consumer(CeleryConsumer):
+    """Drops a message whose envelope is right and whose content is not. Celery's ends the worker of it, and since the
+    message then goes back to its queue, every worker, one after the other.
+    """
+
+    def create_task_handler(self, *args: Any, **more: Any) -> Callable[[Any], Any]:
+        """What is called with each message."""
+        handle = super().create_task_handler(*args, **more)
+
+        def on_task_received(message: Any) -> Any:
+            try:
+                return handle(message)
+            except MALFORMED as error:
+                log.warning("a message is none of ours, and is dropped: %.200r", error)
+                # What was reserved for it would be waited for, and nothing else be taken.
+                for request in [one for one in state.requests.values() if one.message is message]:
+                    state.task_ready(request)
+                return message.reject_log_error(log, self.connection_errors)
+
+        return on_task_received

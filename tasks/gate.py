@@ -53,7 +53,7 @@ class Gate:
             reason = self._breaker.refuses(
                 Key(Covers.FILE, path),
                 mark_of(entry, profile),
-                failed_before=before is not None and before.unsettled == Unsettled.FAILED,
+                failed_before=has_failed(before),
                 stamp_ns=stamp_of(entry, profile),
             )
             if reason is not None:
@@ -80,12 +80,12 @@ class Gate:
         """A directory could not be listed."""
         self._breaker.failed(Failed(Key(Covers.DIRECTORY, path), error, root.mark(path)))
 
-    def was_read(self, path: bytes, entry: Entry, profile: Profile, hashed: Hashed) -> None:
+    def was_read(self, path: bytes, entry: Entry, before: KnownFile | None, profile: Profile, hashed: Hashed) -> None:
         """A file was read, or could not be."""
         if hashed.error is not None:
             shown = mark_of(entry, profile), stamp_of(entry, profile)
             self._breaker.failed(Failed(Key(Covers.FILE, path), hashed.error, *shown))
-        elif self._breaker.knows_of_any and hashed.digest is not None:
+        elif self._breaker.knows_of_any and hashed.digest is not None and has_failed(before):
             self._breaker.succeeded(Key(Covers.FILE, path))
 
     def in_turn(self, to_hash: Sequence[ToHash], fence: int) -> Sequence[ToHash]:
@@ -98,6 +98,11 @@ class Gate:
     def tell(self) -> None:
         """Let the others know what failed."""
         self._breaker.tell()
+
+
+def has_failed(before: KnownFile | None) -> bool:
+    """Could a file not be read when it was looked at last?"""
+    return before is not None and before.unsettled == Unsettled.FAILED
 
 
 def mark_of(entry: Entry, profile: Profile) -> str:

@@ -62,4 +62,4 @@ class Keeper:
             except LeaseLost:
                 return
             except SQLAlchemyError as error:
-                log.warning("a lease could not be renewed: %s", error)
+                log.warning("a lease could not be renewed: %s", getattr(error, "orig", None) or error)

@@ -376,7 +376,7 @@ class Pipeline:
         refusal = self._gate.file(path, entry, before, opened.profile)
         if refusal is None:
             hashed = self._hasher.hash(opened.fd, entry, now_ns)
-            self._gate.was_read(path, entry, opened.profile, hashed)
+            self._gate.was_read(path, entry, before, opened.profile, hashed)
             return hashed
         self.write.skip(path, refusal.reason, refusal.operation)
         if before is None or before.digest is None:

@@ -113,14 +113,15 @@ def test_files_that_fail_in_a_thousand_folders_of_ten_are_opened_too() -> None:
     assert all(entries[covering(entries, key)].state(5) == State.OPEN for key in keys)
 
 
-def test_one_good_file_does_not_close_the_entry_of_many_but_its_probe_does() -> None:
+def test_one_good_file_brings_the_probe_of_many_forward_and_the_probe_closes_their_entry() -> None:
     keys = [Key(Covers.FILE, b"a/%d" % number) for number in range(20)]
     entries: Entries = {}
     for fence in range(4):
         entries = fails(entries, *keys, fence=fence, now=0)
 
-    assert succeeded(entries, keys[:1], 10, LIMITS) == entries
-    assert succeeded(entries, keys[:1], 3601, LIMITS) == {}
+    [above] = entries
+    assert succeeded(entries, keys[:1], 10, LIMITS, {above})[above].state(10) == State.HALF_OPEN
+    assert succeeded(entries, keys[:1], 3601, LIMITS, {above}) == succeeded(entries, keys[:1], 10, LIMITS) == {}
 
 
 # Properties

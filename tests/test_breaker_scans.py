@@ -179,6 +179,29 @@ def test_thousands_of_files_that_fail_collapse_and_cost_nothing_any_more(
     assert opened == [b"7"] and b"x/7" in place.index()
 
 
+@pytest.mark.needs("root")
+def test_files_of_a_folder_that_are_all_well_again_leave_no_entry_and_some_bring_the_probe_forward(
+    place: InProcess,
+) -> None:
+    names = [place.root + b"/many/%d" % number for number in range(20)]
+    build(place.root + b"/many", Dir({b"%d" % number: File(b"%d" % number) for number in range(20)}))
+    for name in names:
+        os.chmod(name, 0)
+    scans(place, FAILURES + 1)
+    assert entries(place) == {("files", b"many"): State.OPEN}
+
+    for name in names[:5]:
+        os.chmod(name, 0o644)
+    scan(place)
+    assert entries(place) == {("files", b"many"): State.HALF_OPEN}
+    assert scan(place)["errors_total"] == breaker.PROBES and entries(place) == {("files", b"many"): State.OPEN}
+
+    for name in names:
+        os.chmod(name, 0o644)
+    assert scan(place)["state"] == "succeeded" and entries(place) == {}
+    assert place.index() == listing(place.root) == apply_feed(place.feed())
+
+
 def all_open():
     from tasks.core import hashing
 

@@ -70,7 +70,8 @@ class Places:
 @pytest.fixture
 def places(field: Field, mounted: Mounted) -> Iterator[Places]:
     volume = mounted("fuse")
-    build(os.fsencode(volume.behind), Dir({b"a": Dir(FEW), **FEW}))
+    # More than a shard takes: the range of another begins somewhere in it.
+    build(os.fsencode(volume.behind), Dir({b"%d" % n: Dir(FEW) for n in range(10, 16)} | FEW))
     own = volume.parts / "own"
     build(os.fsencode(own), Dir({b"point": Dir(), b"z": Dir(FEW), **FEW}))
     whole, root = field.tenant(root=volume.path)

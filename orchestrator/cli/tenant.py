@@ -88,7 +88,8 @@ def _given(policy: dict[str, Any]) -> dict[str, Any]:
 @state_option
 @json_option
 def add(name: str, root: str, state: str | None, as_json: bool, **policy: Any) -> None:
-    """Register the folder ROOT as tenant NAME; it is scanned on schedule.
+    """Register the folder ROOT as tenant NAME; it is scanned on schedule, for the first time within an interval, in a
+    slot of its own. `strandline enqueue NAME` asks for a scan now.
 
     \b
     Example: strandline tenant add notes /srv/notes --tier priority

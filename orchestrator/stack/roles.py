@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import warnings
 from typing import Any
 
@@ -18,7 +17,6 @@ from orchestrator.beat import Beat
 from orchestrator.stack.processes import die_with_parent
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt
-from tasks.drain import WITHIN_S
 
 
 def preload() -> None:
@@ -50,20 +48,17 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
         for name in ("tasks", "orchestrator"):
             logging.getLogger(name).setLevel(logging.INFO if serving else logging.WARNING)
 
-    @signals.worker_shutting_down.connect(weak=False)
-    def drain(**_: Any) -> None:
-        app.runtime.drain.begin()
-        # Celery waits without end for a task that hangs. Its children are killed with it.
-        last = threading.Timer(WITHIN_S, os._exit, [os.EX_TEMPFAIL])
-        last.daemon = True
-        last.start()
-
     app.steps["consumer"].add(Doubt)
-    chosen = app.Worker(
+    chosen = app.subclass_with_self("orchestrator.stack.worker:Worker", name="Worker")(
         concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES),
-        hostname=f"worker@{socket.gethostname()}", task_events=serving, quiet=True,
+        hostname=f"worker-{main}@{socket.gethostname()}", task_events=serving, quiet=True,
         without_mingle=True, without_gossip=True, without_heartbeat=not serving,
     )  # fmt: skip
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def end(**_: Any) -> None:
+        chosen.begin_end()  # at once: Celery's loop may take a while to hear of the signal
+
     chosen.start()
     sys.exit(chosen.exitcode or 0)
 

@@ -11,7 +11,7 @@ Entries are values in a map by (covers, path); every function gives a new map.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -185,14 +185,19 @@ def _fit(entries: dict[Key, Entry], now: float, limits: Limits) -> None:
             _merge(entries, [oldest], parent(oldest.path), now, limits)
 
 
-def succeeded(entries: Entries, keys: Sequence[Key], now: float, limits: Limits) -> Entries:
-    """After these were looked at without failure. One file that can be read again closes the entry of many only as its
-    probe.
+def succeeded(
+    entries: Entries, keys: Sequence[Key], now: float, limits: Limits, refused: Collection[Key] = ()
+) -> Entries:
+    """After these, which had failed, were looked at without failure. Where many share an entry, of which some were
+    refused meanwhile, that brings its probe forward: some are well again, the others may be.
     """
     found = dict(current(entries, now, limits))
     for key in keys:
         above = covering(found, key)
-        if above == key or (above in found and found[above].state(now) == State.HALF_OPEN):
+        entry = found.get(above)
+        if entry is not None and above in refused and entry.state(now) == State.OPEN:
+            found[above] = replace(entry, open_until=now)
+        else:
             found.pop(above, None)
     return found
 

@@ -135,6 +135,7 @@ class Breaker:
         self._entries: Entries = {}
         self._ahead_s = 0.0  # of our clock
         self._probes: dict[Key, int] = {}
+        self._refused: set[Key] = set()
         self._failed: list[Failed] = []
         self._succeeded: list[Key] = []
         self._try(self._read)
@@ -165,6 +166,7 @@ class Breaker:
             entry.state(now) == State.HALF_OPEN and self._is_probe(own)
         ):  # fmt: skip
             return None
+        self._refused.add(own)
         if entry.state(now) == State.OPEN:
             return f"breaker open until {until(entry.open_until)}: {entry.error}"
         return f"breaker half-open, a probe is under way: {entry.error}"
@@ -191,7 +193,7 @@ class Breaker:
             self.tell()
 
     def succeeded(self, key: Key) -> None:
-        """It was tried and did not fail."""
+        """It had failed, was tried, and did not fail."""
         if breaker.covering(self._entries, key) in self._entries:
             self._succeeded.append(key)
 
@@ -205,7 +207,7 @@ class Breaker:
         self._failed, self._succeeded = [], []
 
         def decide(entries: Entries, now: float) -> Entries:
-            closed = breaker.succeeded(entries, succeeded, now, self._limits)
+            closed = breaker.succeeded(entries, succeeded, now, self._limits, self._refused)
             return breaker.failed(closed, failed, self._fence, now, self._limits)
 
         change(self._client, self._keys, self._tenant_id, self._limits, decide)

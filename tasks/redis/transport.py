@@ -11,11 +11,15 @@ succeeded; so a worker waits for a server that is well, saying so, as it does fo
 
 from __future__ import annotations
 
+import logging
+from queue import Empty
 from typing import Any
 
 from celery.app.amqp import AMQP
 from kombu.connection import Connection as KombuConnection
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+
+log = logging.getLogger(__name__)
 
 # The wait between two attempts grows to this, not to kombu's 30 s: who restarts a Redis expects seconds.
 INTERVAL_MAX_S = 5.0
@@ -45,8 +49,14 @@ class QoS(redis.QoS):
             raise
 
 
+# What reading something makes of it that is no message.
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+
+
 class Channel(redis.Channel):
-    """A channel that begins by writing something, and does not go on in silence where a pop was never answered."""
+    """A channel that begins by writing something, and does not go on in silence where a pop was never answered. What is
+    popped and is no message is dropped: kombu would end the worker.
+    """
 
     QoS = QoS
     _pop_lost = False
@@ -70,6 +80,13 @@ class Channel(redis.Channel):
     def _on_connection_disconnect(self, connection: Any) -> None:
         self._pop_lost |= self._in_poll is connection
         super()._on_connection_disconnect(connection)
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except MALFORMED as error:
+            log.warning("something in a queue is no message, and is dropped: %.200r", error)
+            raise Empty from None
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """kombu, which drops a connection that is silent for too long, would only pop again on another; but what the
