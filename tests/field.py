@@ -91,9 +91,9 @@ class Field:
     def scan(self, name: str, **how: bool) -> dict:
         return self.ended(self.ask(name, **how))
 
-    def others_go_on(self) -> None:
+    def others_go_on(self, **values: object) -> None:
         """(8) While something is wrong with one tenant, another is scanned to its end."""
-        name, root = self.tenant()
+        name, root = self.tenant(**values)
         assert self.scan(name)["state"] == "succeeded"
         invariants.check_tenants(self.engine, {name: root})
 
