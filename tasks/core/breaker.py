@@ -192,8 +192,7 @@ def succeeded(
     refused meanwhile, that brings its probe forward: some are well again, the others may be.
     """
     found = dict(current(entries, now, limits))
-    for key in keys:
-        above = covering(found, key)
+    for above in {covering(found, key) for key in keys}:
         entry = found.get(above)
         if entry is not None and above in refused and entry.state(now) == State.OPEN:
             found[above] = replace(entry, open_until=now)
