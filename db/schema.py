@@ -27,13 +27,17 @@ def version(engine: Engine) -> str | None:
     Raises DatabaseError where the database cannot be read at all.
     """
     try:
-        with reading(engine) as connection:
-            if not engine.dialect.has_table(connection, "alembic_version"):
-                return None
-            row = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
-            return None if row is None else str(row[0])
+        return _version(engine)
     except DBAPIError as error:
         raise unusable(engine, error) from error
+
+
+def _version(engine: Engine) -> str | None:
+    with reading(engine) as connection:
+        if not engine.dialect.has_table(connection, "alembic_version"):
+            return None
+        row = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
+        return None if row is None else str(row[0])
 
 
 def migrate(engine: Engine) -> bool:
@@ -76,16 +80,28 @@ def require_current(engine: Engine) -> None:
 
 def may_use(engine: Engine, found: str | None) -> bool:
     """May this program work with a schema of that version: its own, or a later one that it is told it may pass for?"""
-    if found == HEAD or found in KNOWN:
-        return found == HEAD
     try:
-        with reading(engine) as connection:
-            if not engine.dialect.has_table(connection, "compatibility"):
-                return False
-            least = connection.exec_driver_sql("SELECT least FROM compatibility").scalar()
-            return least is not None and str(least) <= HEAD
+        return _may_use(engine, found)
     except DBAPIError as error:
         raise unusable(engine, error) from error
+
+
+def too_new(engine: Engine) -> str | None:
+    """The schema's version where this program may not work with it any more. Raises DBAPIError, as any statement of a
+    worker does where its database is away.
+    """
+    found = _version(engine)
+    return None if _may_use(engine, found) else str(found)
+
+
+def _may_use(engine: Engine, found: str | None) -> bool:
+    if found == HEAD or found in KNOWN:
+        return found == HEAD
+    with reading(engine) as connection:
+        if not engine.dialect.has_table(connection, "compatibility"):
+            return False
+        least = connection.exec_driver_sql("SELECT least FROM compatibility").scalar()
+        return least is not None and str(least) <= HEAD
 
 
 def _refuse_newer(engine: Engine, found: str | None) -> None:

@@ -59,8 +59,8 @@ def _is_newer() -> bool:
 def _require_schema(runtime: Runtime) -> None:
     if time.monotonic() < runtime.schema_until_s:
         return
-    found = schema.version(runtime.engine)
-    if not schema.may_use(runtime.engine, found):
+    found = schema.too_new(runtime.engine)
+    if found is not None:
         log.error("the schema is %s, too new for this worker, which knows %s: upgrade it", found, schema.HEAD)
         raise TooOld
     runtime.schema_until_s = time.monotonic() + LOOK_EVERY_S
