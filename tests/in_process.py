@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,9 +26,9 @@ from unittest import mock
 import fakeredis
 from sqlalchemy import Engine, update
 
-from db import changes, scans, shards, tenants, tree
+from db import changes, scans, schema, shards, tenants, tree
 from db.clock import clock
-from db.engine import reading, writing
+from db.engine import connect, reading, writing
 from db.tables import shards as shards_table
 from db.types import ScanState, ShardState, Trigger
 from orchestrator.documents import change_document, file_document, scan_document
@@ -40,11 +41,23 @@ from tasks.finish import finish
 from tasks.redis import document
 from tasks.scan_shard import scan_shard
 from tests import trees
+from tests.command import tmpfs_folder
 
 AGED_NS = 100 * trees.SECOND_NS
 NOBODY = 65534
 TASKS_AT_MOST = 2_000
 _libc = ctypes.CDLL(None)
+
+
+@contextlib.contextmanager
+def database() -> Iterator[Engine]:
+    """A migrated SQLite in memory, which whoever scans without root's rights may write to."""
+    with tempfile.TemporaryDirectory(prefix="strandline-in-process-", dir=tmpfs_folder()) as folder:
+        os.chmod(folder, 0o777)
+        engine = connect(f"sqlite:///{folder}/test.sqlite")
+        schema.migrate(engine)
+        yield engine
+        engine.dispose()
 
 
 def ready(engine: Engine) -> list[shards.Sendable]:

@@ -9,14 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from db import schema
-from db.engine import connect
 from tasks import settings as all_settings
 from tasks.app import make_app
 from tasks.core.breaker import State
 from tasks.redis import breaker
-from tests import trees
-from tests.command import tmpfs_folder
+from tests import in_process, trees
 from tests.in_process import InProcess
 from tests.trees import Dir, File, apply_feed, build, listing
 
@@ -26,12 +23,8 @@ FAILURES = 3
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with tempfile.TemporaryDirectory(prefix="strandline-breaker-", dir=tmpfs_folder()) as folder:
-        os.chmod(folder, 0o777)  # whoever scans opens the database, too
-        engine = connect(f"sqlite:///{folder}/test.sqlite")
-        schema.migrate(engine)
+    with in_process.database() as engine:
         yield engine
-        engine.dispose()
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from db import quarantine, schema, shards
-from db.engine import connect, reading, writing
+from db import quarantine, shards
+from db.engine import reading, writing
 from tasks import settings as all_settings
 from tasks.app import Runtime, make_app
 from tasks.careful import CAREFUL_FROM, CONVICTED_FROM, DEATHS_AT_MOST, when_stalled
 from tasks.lease import Holder
 from tests import in_process, trees
-from tests.command import tmpfs_folder
 from tests.in_process import Died, InProcess
 from tests.trees import Dir, File, apply_feed, build, listing
 
@@ -27,12 +26,8 @@ DEATHS = CAREFUL_FROM + CONVICTED_FROM
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with tempfile.TemporaryDirectory(prefix="strandline-careful-", dir=tmpfs_folder()) as folder:
-        os.chmod(folder, 0o777)  # whoever scans opens the database, too
-        engine = connect(f"sqlite:///{folder}/test.sqlite")
-        schema.migrate(engine)
+    with in_process.database() as engine:
         yield engine
-        engine.dispose()
 
 
 @pytest.fixture

@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from db import schema
-from db.engine import connect
 from tasks import settings as all_settings
 from tasks.app import make_app
 from tasks.finish import DEATHS_ALTOGETHER, DEATHS_AT_MOST
-from tests import trees
-from tests.command import tmpfs_folder
+from tests import in_process, trees
 from tests.in_process import Died, InProcess
 from tests.trees import Dir, File, apply_feed, build, listing
 
@@ -23,12 +20,8 @@ COMMITS_AT_MOST = 100
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with tempfile.TemporaryDirectory(prefix="strandline-dying-", dir=tmpfs_folder()) as folder:
-        os.chmod(folder, 0o777)  # whoever scans opens the database, too
-        engine = connect(f"sqlite:///{folder}/test.sqlite")
-        schema.migrate(engine)
+    with in_process.database() as engine:
         yield engine
-        engine.dispose()
 
 
 @pytest.fixture
