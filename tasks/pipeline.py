@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from zlib import crc32
 
-from db import scans, tree
+from db import tree
 from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
@@ -27,7 +27,7 @@ from tasks.core.compare import (
 from tasks.core.filesystem import Entry, Ignored, Missing, OtherMount, Shadowed, Unreadable
 from tasks.core.hashing import Hashed, Hasher
 from tasks.core.ignore import Rules
-from tasks.core.listing import Listing, Seed, TooLarge, count_entries, list_directory
+from tasks.core.listing import Listing, Seed, TooLarge, list_directory
 from tasks.core.policy import Policy
 from tasks.core.profile import Profile, place_of, profile_of
 from tasks.core.walk import Tree
@@ -35,6 +35,7 @@ from tasks.frontier import Frontier, Piece
 from tasks.gate import Gate
 from tasks.huge import Huge
 from tasks.lease import Holder
+from tasks.mounts import Mounts
 from tasks.redis.progress import Progress
 from tasks.write_back import Todo, WriteBack, join
 
@@ -46,8 +47,6 @@ STACK = 1_000
 TELL_BYTES = 4 << 20
 # Directories of the same inode that are asked for the digests of a renamed one: by far most inodes were used once.
 SAME_INODE = 8
-# So many names of a directory are looked for where a mount came or went: is any there, it is the place that was known.
-SOME_NAMES = 1_000
 
 
 class Opened(NamedTuple):
@@ -89,6 +88,7 @@ class Pipeline:
         self._hasher = Hasher(self._policy, chunk_bytes, self._read_bytes, inode=self.place.inode is not None)
         self._stack: list[Todo] = []
         self._huge = Huge(self, huge_entries)
+        self._mounts = Mounts(holder.engine, scan, tenant, root, write)
         self.pieces: list[Piece] = []
         self._untold_bytes = 0
         self._hashed_files = self._hashed_bytes = 0  # of the directory that is being settled, too
@@ -168,7 +168,7 @@ class Pipeline:
             self.write.give_up(todo)
         except OtherMount:
             self.write.give_up(todo)
-            self._note_mount(known)
+            self._mounts.note_other(known)
         except Unreadable as error:
             self.write.give_up(todo)
             self.write.error(error.path, error.operation, error.error)
@@ -191,11 +191,11 @@ class Pipeline:
                 raise TooLarge
             listing = list_directory(opened.fd, known.path, opened.seed, opened.rules, self._huge_entries)
         except TooLarge:
-            if not self._unmounted(todo, opened.fd, None):
+            if not self._mounts.unmounted(todo, opened.fd, None):
                 self._huge.look(todo, opened, now_ns, piece)
             return
         self.count(len(listing.files), listing.size, listing.other)
-        if self._unmounted(todo, opened.fd, listing):
+        if self._mounts.unmounted(todo, opened.fd, listing):
             return
         equal = listing.fingerprint == known.fingerprint and (self.trusting or known.listed == self.fence)
         verifying = self.verifies(known.id)
@@ -214,50 +214,6 @@ class Pipeline:
         self.budget.entries -= files + tree.DIRECTORY_ENTRIES
         self.progress.add(directories=1, files=files, bytes=size)
         self.other += other
-
-    def _unmounted(self, todo: Todo, fd: int, listing: Listing | None) -> bool:
-        """Was something mounted here that is not there now, so that its empty mount point shows?
-
-        Whatever else came or went with a mount is for the finish to doubt, if nothing is there of what was known.
-        """
-        if not self.tenant.cross_mounts:
-            return False
-        known = todo.known
-        mount = filesystem.filesystem_magic(fd) if self._root.is_other_mount else None
-        if mount == known.mount:
-            return False
-        if mount is None:
-            seen = count_entries(fd, known.path) if listing is None else len(listing.files) + len(listing.children)
-            if not seen:
-                text = "what was mounted here is not; what is recorded below stays as it is"
-                self.write.give_up(todo)
-                self.write.error(known.path, "list", text)
-                return True
-        if self._scan.confirms is not None or self._familiar(known, fd):
-            self.write.mount(known, mount)
-        else:
-            self.write.error(known.path, scans.MOUNT, "a mount came or went, and nothing of what was known is there")
-        return False
-
-    def _familiar(self, known: KnownDirectory, fd: int) -> bool:
-        """Is anything there that was known here, if anything was? Once something of it is missing, it is not."""
-        with reading(self.engine) as connection:
-            names = tree.names_in(connection, self.tenant.id, known.id, SOME_NAMES)
-        if not names:
-            return True
-        try:
-            return not any(gone for _, gone in names) and any(filesystem.exists(fd, name) for name, _ in names)
-        except OSError:
-            return False
-
-    def _note_mount(self, known: KnownDirectory) -> None:
-        with reading(self.engine) as connection:
-            holds = tree.names_in(connection, self.tenant.id, known.id, 1)
-        if holds:
-            text = "something is mounted here now; what is recorded below stays as it is"
-            self.write.error(known.path, "list", text)
-        else:
-            self.write.skip(known.path, "something is mounted here, and mounts are not crossed")
 
     def verifies(self, directory_id: int, number: int = 0) -> bool:
         """Is it the turn of this directory (or of this range of it) to have its files hashed even if they are equal?"""
