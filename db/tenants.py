@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
@@ -227,22 +227,20 @@ def remove(connection: Connection, tenant_id: int) -> None:
     connection.execute(delete(tenants).where(tenants.c.id == tenant_id))
 
 
-def due(connection: Connection, limit: int) -> Sequence[Tenant]:
-    """Enabled tenants whose next scan's time has come or was never set, locked; those that another tick holds are
-    left to it.
-    """
-    query = _due(select(*_COLUMNS), limit).with_for_update(skip_locked=True)
-    return [_tenant(row) for row in connection.execute(query).mappings()]
+def due(connection: Connection, limit: int) -> Sequence[int]:
+    """The ids of enabled tenants whose next scan's time has come or was never set; who has waited longest first."""
+    query = select(tenants.c.id).where(*_is_due()).order_by(tenants.c.next_scan_at, tenants.c.id).limit(limit)
+    return list(connection.execute(query).scalars())
 
 
-def due_now(connection: Connection, limit: int) -> Sequence[int]:
-    """The ids of the same, not locked."""
-    return list(connection.execute(_due(select(tenants.c.id), limit)).scalars())
+def lock_due(connection: Connection, tenant_ids: Sequence[int]) -> Sequence[Tenant]:
+    """Those of these that are due still, locked; those that another tick holds are left to it."""
+    query = select(*_COLUMNS).where(tenants.c.id.in_(tenant_ids), *_is_due()).order_by(tenants.c.id)
+    return [_tenant(row) for row in connection.execute(query.with_for_update(skip_locked=True)).mappings()]
 
 
-def _due(query: Select[Any], limit: int) -> Select[Any]:
-    time_has_come = or_(tenants.c.next_scan_at.is_(None), tenants.c.next_scan_at <= clock())
-    return query.where(tenants.c.enabled, time_has_come).order_by(tenants.c.next_scan_at).limit(limit)
+def _is_due() -> tuple[ColumnElement[bool], ...]:
+    return tenants.c.enabled, or_(tenants.c.next_scan_at.is_(None), tenants.c.next_scan_at <= clock())
 
 
 def next_fence(connection: Connection, tenant_id: int) -> int:

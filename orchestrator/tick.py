@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import redis
 from sqlalchemy import Connection, Engine
@@ -29,37 +29,40 @@ NAMED = 3
 
 def tick(app: App, engine: Engine, settings: Settings) -> int:
     """One pass; the number of shards that were sent."""
-    refused = look_at_redis(app.runtime, engine)
-    request_due(engine, settings, refused)
+    request_due(engine, settings, *look(app.runtime, engine))
     start_queued(engine, settings)
     reap(engine)
     return dispatch(app, engine, settings.window)
 
 
-def look_at_redis(runtime: Runtime, engine: Engine) -> Container[int]:
-    """Fill it in where it was emptied; the tenants that are due, and whose root the breaker leaves alone."""
-    if runtime.outage.paused:
-        return ()
+def look(runtime: Runtime, engine: Engine) -> tuple[Sequence[int], Container[int]]:
+    """Some tenants that are due, and those of them whose root the breaker leaves alone. Redis is filled in where it was
+    emptied.
+    """
     with reading(engine) as connection:  # not locked: nobody waits while Redis is asked
-        due = tenants.due_now(connection, DUE_AT_ONCE)
+        due = tenants.due(connection, DUE_AT_ONCE)
+    if runtime.outage.paused:
+        return due, ()
     try:
         refill(runtime.redis, runtime.keys, engine)
-        return breaker.roots_open(runtime.redis, runtime.keys, due)
+        return due, breaker.roots_open(runtime.redis, runtime.keys, due)
     except redis.RedisError as error:
         runtime.outage.failed("the breaker lets every tenant through", error)
-        return ()
+        return due, ()
 
 
-def request_due(engine: Engine, settings: Settings, refused: Container[int] = ()) -> int:
-    """Ask for a scan of each tenant whose time has come, but for those that are refused; how many have had their time.
-    Missed slots are not made up for.
+def request_due(engine: Engine, settings: Settings, due: Sequence[int], refused: Container[int] = ()) -> int:
+    """Ask for a scan of each of these tenants, but for those that are refused; how many have had their time. Missed
+    slots are not made up for.
     """
-    return write(engine, _request_due, settings.stagger_window_s, refused)
+    return write(engine, _request_due, settings.stagger_window_s, due, refused)
 
 
-def _request_due(connection: Connection, stagger_window_s: float, refused: Container[int]) -> int:
+def _request_due(
+    connection: Connection, stagger_window_s: float, looked_at: Sequence[int], refused: Container[int]
+) -> int:
     now = clock.now(connection)  # by which a time has come, too
-    due = tenants.due(connection, DUE_AT_ONCE)
+    due = tenants.lock_due(connection, looked_at)  # another tick may have been quicker
     left = [tenant.name for tenant in due if tenant.id in refused]
     if left:  # a line for all: they may be thousands
         named = ", ".join(left[:NAMED])

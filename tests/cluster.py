@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def running(folder: Path, database_url: str, redis_url: str, *, workers: int = 1
     env = {
         "STRANDLINE_DATABASE_URL": database_url, "STRANDLINE_REDIS_URL": redis_url,
         "STRANDLINE_STATE_DIR": str(never), "STRANDLINE_TICK_S": "0.5",
+        "TMPDIR": tempfile.mkdtemp(dir=folder, prefix="temporary-"),
     }  # fmt: skip
     cluster = Cluster(folder / "unused", env | settings)
     cluster.processes = {}

@@ -17,7 +17,8 @@ from sqlalchemy import Engine
 from db import schema
 from db.engine import connect
 from db.tables import metadata
-from tests import needs, scenarios_report, servers
+from tests import aftermath, needs, scenarios_report, servers
+from tests import field as fields
 from tests.command import Command
 from tests.servers import PostgresKind, PostgresServer, RedisServer
 from tests.volumes import Volume, Volumes
@@ -51,6 +52,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 if what in needs.MAY_BE_MISSING:
                     item.user_properties.append((MAY_SKIP, what))
                 pytest.skip(f"needs {what}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """A test of a fault is over when all that was held is given back, and others are served."""
+    if not item.get_closest_marker("fault"):
+        return (yield)
+    with contextlib.nullcontext() if item.get_closest_marker("chaos") else aftermath.none_kept_here():
+        result = yield
+    for field in fields.OPEN:
+        aftermath.check(field)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,18 +13,21 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as each
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
+import redis
 from click.testing import CliRunner
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 
 from db import quarantine, scans, tenants
-from db.engine import connect, reading, writing
+from db.engine import reading, writing
 from db.quarantine import Quarantined
+from db.tables import shards as shards_table
 from db.types import ENDED
 from orchestrator.change import change_tenant
 from orchestrator.cli import group
@@ -32,12 +35,12 @@ from orchestrator.cli.scan import asking
 from orchestrator.documents import scan_document
 from orchestrator.session import Session
 from tasks import settings as all_settings
+from tests import aftermath, invariants, processes
 from tests import cluster as clusters
-from tests import invariants, processes
+from tests.aftermath import Usual
 from tests.cluster import Cluster
-from tests.conftest import POSTGRES_KINDS
 from tests.processes import Running
-from tests.servers import PostgresServer, RedisServer
+from tests.servers import PostgresServer, RedisServer, postgres_kinds
 from tests.trees import Dir, File, build
 from tests.waiting import wait_until
 
@@ -46,6 +49,8 @@ SOON_S = 60
 SMALL = Dir({b"%d" % d: Dir({b"%d" % n: File(b"%d %d" % (d, n)) for n in range(5)}) for d in range(5)})
 HUGE = 100 << 30
 
+F = TypeVar("F", bound="Field")
+
 
 @dataclass
 class Field:
@@ -53,10 +58,19 @@ class Field:
 
     cluster: Cluster
     session: Session
-    engine: Engine
     folder: Path
     broker: RedisServer
+    buffers_bytes: int = 48 << 20  # that its processes keep for the next time
+    usual: Usual | None = None
     _numbers: Iterator[int] = each(default_factory=lambda: itertools.count(1))
+
+    @property
+    def engine(self) -> Engine:
+        return self.session.engine
+
+    def redis(self) -> redis.Redis:
+        """The server itself, whatever lies between it and the cluster."""
+        return redis.Redis.from_url(self.broker.url, socket_timeout=10)
 
     # Tenants and their scans
 
@@ -77,6 +91,10 @@ class Field:
             tenant = tenants.get(connection, name)
         return self.session.ask(tenant, **how)
 
+    def state(self, scan_id: str) -> str:
+        with reading(self.engine) as connection:
+            return scans.get(connection, scan_id).state
+
     def document(self, scan_id: str) -> dict:
         with reading(self.engine) as connection:
             scan = scans.get(connection, scan_id)
@@ -85,7 +103,7 @@ class Field:
 
     def ended(self, scan_id: str, deadline_s: float = SOON_S) -> dict:
         """The document of a scan, once it has ended by itself: beat's ticks are all that helps it on."""
-        wait_until(lambda: self.document(scan_id)["state"] in ENDED, deadline_s, "the scan ends")
+        wait_until(lambda: self.state(scan_id) in ENDED, deadline_s, "the scan ends")
         return self.document(scan_id)
 
     def scan(self, name: str, **how: bool) -> dict:
@@ -104,6 +122,10 @@ class Field:
             assert document["state"] == "succeeded", document
         invariants.check(self.engine, roots, removed)
 
+    def settle(self) -> None:
+        """Once its processes run, and before the first fault: what they hold now is usual, and must be again."""
+        self.usual = aftermath.settled(self)
+
     # What the database says
 
     def rows(self, query: str, **values: object) -> list:
@@ -111,7 +133,9 @@ class Field:
             return list(connection.execute(text(query), values))
 
     def shards(self, scan_id: str) -> list:
-        return self.rows("SELECT * FROM shards WHERE scan_id = :s ORDER BY number", s=scan_id)
+        s = shards_table.c
+        with reading(self.engine) as connection:
+            return list(connection.execute(select(shards_table).where(s.scan_id == scan_id).order_by(s.number)))
 
     def quarantined(self, name: str) -> dict[bytes, Quarantined]:
         with reading(self.engine) as connection:
@@ -177,18 +201,38 @@ def alive(pid: int) -> bool:
     return stat is not None and not stat.ended
 
 
+OPEN: list[Field] = []
+
+
 @contextlib.contextmanager
-def running(folder: Path, database_url: str, broker: RedisServer, *, workers: int = 1, children: int = 2,
-            beats: int = 1, **settings: str) -> Iterator[Field]:  # fmt: skip
-    """A field with so many processes. Tenants are scanned when they are asked for, not by the clock."""
+def on(cluster: Cluster, broker: RedisServer, folder: Path, kind: type[F] = Field, **more: object) -> Iterator[F]:
+    """A field of that kind on a cluster that runs. As long as it is open, each test of a fault ends with what
+    tests.aftermath looks at.
+    """
+    with asking(all_settings.load(cluster.env | {"STRANDLINE_REDIS_URL": broker.url})) as session:
+        field = kind(cluster, session, folder, broker, **more)
+        if "worker" in cluster.processes:
+            field.settle()
+        OPEN.append(field)
+        try:
+            yield field
+        finally:
+            OPEN.remove(field)
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path, database_url: str, broker: RedisServer, *, of_field: Mapping[str, Any] = {}, **settings: Any
+) -> Iterator[Field]:
+    """A field with a cluster as tests.cluster.running makes it, whose tenants are scanned when they are asked for, not
+    by the clock.
+    """
     settings = {"STRANDLINE_INTERVAL_S": "1000000"} | settings
-    with clusters.running(
-        folder, database_url, broker.url, workers=workers, children=children, beats=beats, **settings
-    ) as cluster:
-        engine = connect(database_url)
-        with asking(all_settings.load(cluster.env)) as session:
-            yield Field(cluster, session, engine, folder, broker)
-        engine.dispose()
+    with (
+        clusters.running(folder, database_url, broker.url, **settings) as cluster,
+        on(cluster, broker, folder, **of_field) as field,
+    ):
+        yield field
 
 
 @contextlib.contextmanager
@@ -198,7 +242,7 @@ def made(
     """The same on the newest PostgreSQL, and a Redis of its own."""
     folder = folders.mktemp("field")
     with (
-        _postgres_servers(POSTGRES_KINDS[-1]).database() as url,
+        _postgres_servers(postgres_kinds()[-1]).database() as url,
         RedisServer(Path(tempfile.mkdtemp(dir=server_folder))) as broker,
         running(folder, url, broker, **settings) as field,
     ):

@@ -1,13 +1,11 @@
 """What holds after every fault, once it is over and one quiet scan has run: read from the database itself.
 
-The numbers are those of the catalogue of faults. Two of its nine are not to be seen in the database: that memory,
-descriptors and connections are back (`Held`), and that other tenants were served meanwhile: a test shows that itself.
+The numbers are those of the catalogue of faults. Two of its nine are in no database:
+tests/aftermath.py.
 """
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -36,11 +34,12 @@ def check_tenants(
     engine: Engine, roots: dict[str, bytes], removed: Iterable[bytes] = (), *, overlapped: bool = False
 ) -> None:
     """The same of these tenants alone, while others are scanned."""
-    with reading(engine) as connection:
-        for name, root in roots.items():
+    for name, root in roots.items():
+        listed = trees.listing(root)  # no transaction is open for so long
+        with reading(engine) as connection:
             tenant = tenants.by_name(connection, name)
             assert tenant is not None, f"{name} is no tenant any more"
-            _check_feed(connection, tenant.id, root, set(removed))
+            _check_feed(connection, tenant.id, listed, set(removed))
             _check_scans(connection, tenant.id, overlapped)
 
 
@@ -49,8 +48,7 @@ def everything(engine: Engine) -> dict[str, list[dict[str, Any]]]:
     return {name: rows(engine, table) for name, table in metadata.tables.items() if name != "id_blocks"}
 
 
-def _check_feed(connection: Connection, tenant_id: int, root: bytes, removed: set[bytes]) -> None:
-    listed = trees.listing(root)
+def _check_feed(connection: Connection, tenant_id: int, listed: trees.State, removed: set[bytes]) -> None:
     index = trees.index([file_document(one) for one in tree.index_page(connection, tenant_id, limit=EVERYTHING)])
     feed = [change_document(one) for one in changes.after(connection, tenant_id, None, EVERYTHING)]
     assert index == listed, f"(1) the index is not what is there: {_difference(index, listed)}"
@@ -107,41 +105,3 @@ _STRANGERS = {
 def _check_strangers(connection: Connection) -> None:
     found = {what: connection.execute(text(query)).scalar() for what, query in _STRANGERS.items()}
     assert found == dict.fromkeys(_STRANGERS, 0), f"(6) rows of another tenant, or of none: {found}"
-
-
-@dataclass(frozen=True)
-class Held:
-    """(7) What processes hold of the machine: descriptors, threads, and memory that is their own."""
-
-    descriptors: int
-    threads: int
-    processes: int
-    memory_bytes: int
-
-    @classmethod
-    def by(cls, pids: Iterable[int]) -> "Held":
-        """By these processes together; one that ended meanwhile holds nothing."""
-        found = [one for one in map(_held, pids) if one is not None]
-        return cls(*(sum(column) for column in zip(*found, strict=True))) if found else cls(0, 0, 0, 0)
-
-    def no_more_than(
-        self, before: "Held", *, descriptors: int = 4, threads: int = 0, memory_bytes: int = 32 << 20
-    ) -> bool:
-        """Is it back where it was, but for a pooled connection or two and what an allocator keeps?"""
-        return (
-            self.descriptors <= before.descriptors + descriptors
-            and self.threads <= before.threads + threads
-            and self.processes <= before.processes
-            and self.memory_bytes <= before.memory_bytes + memory_bytes
-        )
-
-
-def _held(pid: int) -> tuple[int, int, int, int] | None:
-    folder = Path("/proc", str(pid))
-    try:
-        private = [line.split()[1] for line in (folder / "smaps_rollup").read_text().splitlines()
-                   if line.startswith(("Private_Clean", "Private_Dirty"))]  # fmt: skip
-        return (len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir())), 1,
-                1024 * sum(map(int, private)))  # fmt: skip
-    except (FileNotFoundError, ProcessLookupError):
-        return None

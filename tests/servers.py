@@ -7,6 +7,7 @@ and is bound to this process: if pytest is killed, the kernel ends the server.
 import contextlib
 import ctypes
 import fcntl
+import functools
 import importlib.util
 import itertools
 import os
@@ -250,6 +251,7 @@ class PostgresKind:
         return f"PostgreSQL {self.version} ({_origin(self.bin)})"
 
 
+@functools.cache
 def postgres_kinds() -> list[PostgresKind]:
     """What the tests run on: the machine's own server, if there is one, and the wheel's."""
     kinds = []

@@ -16,11 +16,11 @@ from db.shards import Lease
 from db.tables import shards as shards_table
 from db.tenants import Tenant
 from db.types import ScanState, Strategy, Trigger
-from tests.conftest import POSTGRES_KINDS
+from tests.servers import postgres_kinds
 
 # For what only one sort of database can show.
 ONLY_SQLITE = pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
-ONLY_POSTGRES = pytest.mark.parametrize("migrated_url", POSTGRES_KINDS, ids=str, indirect=True)
+ONLY_POSTGRES = pytest.mark.parametrize("migrated_url", postgres_kinds(), ids=str, indirect=True)
 
 LEASE_S = 60
 DIGEST = bytes(range(32))

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests import trees
-from tests.field import Field
+from tests.field import SOON_S, Field
 from tests.field import field as field  # the fixture
 from tests.fuse_control import Control, Rule
 from tests.trees import Dir, File, build
 from tests.volumes import Volume, run
+from tests.waiting import wait_until
 
 FIELD = {"children": 3, "STRANDLINE_SHARD_ENTRIES": "10", "STRANDLINE_LEASE_S": "2", "STRANDLINE_STALL_S": "2"}
 pytestmark = [pytest.mark.chaos, pytest.mark.needs("root", "fuse", "mount")]
@@ -108,6 +109,49 @@ def test_a_file_system_that_dies_or_hangs_ends_scans_soon_and_deletes_nothing(pl
 
     for name in places.roots:
         field.command("quarantine", "release", name, "--all")
+    field.quiet(places.roots)
+
+
+@fault(16, "a folder that never answers whoever lists it, in mid-scan, and then SIGSTOP of the whole FUSE")
+def test_a_file_system_that_hangs_in_mid_scan_ends_it_soon_and_deletes_nothing(places: Places) -> None:
+    field, volume = places.field, places.volume
+    volume.control(Control([Rule("12", "readdir", do=[["hang"]])]))
+    os.unlink(volume.behind / "10" / "1")
+    scan_id = field.ask(places.whole, full=True)
+    wait_until(lambda: field.reader("worker", os.fsencode(volume.path / "12"), -1), SOON_S, "somebody lists it")
+
+    os.kill(volume.server.pid, signal.SIGSTOP)
+    try:
+        field.others_go_on()
+        document = field.ended(scan_id)
+    finally:
+        os.kill(volume.server.pid, signal.SIGCONT)
+        volume.control(Control())
+
+    assert (document["state"], document["error"]) == ("failed", "no answer from the root for 2 s")
+    assert document["deleted"] == 0
+    field.command("quarantine", "release", places.whole, "--all")
+    field.quiet(places.roots, {b"10/1", b"point/10/1"})
+
+
+@fault(16, "a root that never answers whoever looks at it a second time, when all shards are done")
+def test_a_root_that_hangs_at_the_end_of_a_scan_costs_no_file(places: Places) -> None:
+    field, volume = places.field, places.volume
+    build(os.fsencode(volume.behind / "15" / "new"), File(b"new"))
+    volume.control(Control([Rule("15/new", "read", do=[["hang"]])]))
+    scan_id = field.ask(places.whole)
+    wait_until(lambda: field.reader("worker", os.fsencode(volume.path / "15" / "new"), -1), SOON_S, "all else is done")
+
+    volume.control(Control([Rule("", "stat", do=[["hang"]])]))
+    try:
+        field.others_go_on()
+        document = field.ended(scan_id)
+    finally:
+        volume.control(Control())
+    assert {shard.state for shard in field.shards(scan_id)[1:]} == {"done"}, "it was the end of the scan that found it"
+    assert (document["state"], document["error"]) == ("failed", "no answer from the root for 2 s")
+    assert document["deleted"] == 0
+    field.command("quarantine", "release", places.whole, "--all")
     field.quiet(places.roots)
 
 

@@ -2,34 +2,18 @@
 
 import base64
 import json
-import signal
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import redis
 
-from tests.cluster import Cluster, running
-from tests.servers import RedisServer
-from tests.trees import Dir, File, build, listing
+from tests.field import SOON_S, Field
+from tests.field import field as field  # the fixture
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
 
 CONTROL = "strandline:control"
-
-
-@pytest.fixture
-def broker(own_redis) -> Iterator[RedisServer]:
-    with own_redis() as broker:
-        yield broker
-
-
-@pytest.fixture
-def cluster(newest_postgres_url: str, broker: RedisServer, tmp_path: Path) -> Iterator[Cluster]:
-    with running(tmp_path, newest_postgres_url, broker.url, children=1) as cluster:
-        yield cluster
+FIELD = {"children": 1}
 
 
 def envelope(body: object, task: object = "strandline.finish", **headers: object) -> dict:
@@ -58,18 +42,14 @@ JUNK: list[bytes | dict | list | str | int | None] = [
 
 
 @pytest.mark.fault(8, "junk, and envelopes of all sorts of contents, pushed into a queue")
-def test_whatever_lies_in_a_queue_ends_no_worker(cluster: Cluster, broker: RedisServer, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    build(bytes(root), Dir({b"f": File(b"1"), b"d": Dir({b"g": File(b"2")})}))
-    assert cluster.run("tenant", "add", "t", str(root)).returncode == 0
-    worker = cluster.processes["worker"]
-    with redis.Redis.from_url(broker.url) as client:
+def test_whatever_lies_in_a_queue_ends_no_worker(field: Field) -> None:
+    name, root = field.tenant()
+    worker = field.process("worker")
+    with field.redis() as client:
         for one in JUNK:
             client.lpush(CONTROL, one if isinstance(one, bytes) else json.dumps(one).encode())
-        wait_until(lambda: not client.llen(CONTROL), 60, "all that is gone")
+        field.others_go_on()
+        wait_until(lambda: not client.llen(CONTROL), SOON_S, "all that is gone")
 
-    assert cluster.run("enqueue", "t").returncode == 0
-    wait_until(lambda: cluster.index("t") == listing(bytes(root)), 30, "the worker goes on")
+    field.quiet({name: root})
     assert worker.pid in worker.alive() and b"Unrecoverable" not in worker.stderr.content
-    worker.send(signal.SIGTERM)
-    assert worker.wait(20).returncode == 0

@@ -14,9 +14,8 @@ from db.engine import connect, patient, reading, write
 from db.tables import id_blocks
 from tests import invariants
 from tests.cluster import running
-from tests.conftest import POSTGRES_KINDS
 from tests.pgbouncer import PgBouncer
-from tests.servers import PostgresServer
+from tests.servers import PostgresServer, postgres_kinds
 from tests.trees import Dir, File, build, remove
 from tests.trees import write as write_file
 
@@ -85,7 +84,7 @@ def test_what_is_done_often_or_in_bulk_does_not_care_which_session_it_gets(engin
     both()
 
 
-@pytest.mark.parametrize("postgres_server", POSTGRES_KINDS[-1:], indirect=True, ids=str)
+@pytest.mark.parametrize("postgres_server", postgres_kinds()[-1:], indirect=True, ids=str)
 def test_a_cluster_scans_through_it(url: str, pooler: PgBouncer, own_redis, tmp_path: Path) -> None:
     # given
     root = os.fsencode(tmp_path / "root")

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from dataclasses import field as each
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,10 +17,12 @@ from sqlalchemy.exc import DBAPIError
 from db import postgresql, schema
 from db.engine import connect, reading
 from db.failures import Failure, failure_of
-from tests import invariants
+from tests import aftermath, invariants
+from tests import field as fields
 from tests.cable import Cable
-from tests.cluster import Cluster, running
+from tests.cluster import running
 from tests.command import Command
+from tests.field import Field
 from tests.servers import PostgresServer
 from tests.standby import Standby
 from tests.trees import Dir, File, build
@@ -37,12 +40,10 @@ TREE = Dir({b"%02d" % number: MANY for number in range(30)})
 
 
 @dataclass
-class Field:
+class Outage(Field):
     """A cluster whose database is not a superuser's, as in the field."""
 
-    server: PostgresServer
-    cluster: Cluster
-    folder: Path
+    server: PostgresServer = each(kw_only=True)
 
     def admin(self, statement: str) -> list[tuple]:
         with psycopg.connect(f"host={self.server.folder} user=strandline dbname=field", autocommit=True) as admin:
@@ -62,7 +63,7 @@ class Field:
         assert asked.returncode == 0, asked.stderr
         return root
 
-    def ended(self, name: str, root: bytes) -> dict:
+    def ends(self, name: str, root: bytes) -> dict:
         """The scan, once it has ended; nothing but waiting is done for that."""
         try:
             [scan] = wait_until(lambda: self._if_ended(name), OVER_S, "the scan ends")
@@ -71,9 +72,8 @@ class Field:
                               "WHERE state NOT IN ('done', 'dropped')")  # fmt: skip
             raise AssertionError(f"{error}; {left}; {self.log().decode()[-4000:]}") from None
         assert scan["state"] == "succeeded" and scan["added"] == 1200, scan
-        engine = connect(self.cluster.env["STRANDLINE_DATABASE_URL"])
-        invariants.check(engine, {name: root})
-        engine.dispose()
+        self.engine.dispose()  # connections that are no more
+        invariants.check(self.engine, {name: root})
         return scan
 
     def _if_ended(self, name: str) -> list[dict]:
@@ -100,14 +100,17 @@ class Field:
 
 
 @pytest.fixture(scope="module")
-def field(own_postgres, own_redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+def field(own_postgres, own_redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
     folder = tmp_path_factory.mktemp("field")
     with own_postgres(settings=[f"listen_addresses={ADDRESS}"]) as server, own_redis() as broker:
         server.execute("CREATE ROLE app LOGIN")
         server.execute("CREATE DATABASE field OWNER app")
         url = server.url("field", "app")
-        with running(folder, url, broker.url, children=CHILDREN, **QUICK) as cluster:
-            yield Field(server, cluster, folder)
+        with (
+            running(folder, url, broker.url, children=CHILDREN, **QUICK) as cluster,
+            fields.on(cluster, broker, folder, Outage, server=server) as field,
+        ):
+            yield field
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def timed(record_property) -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.fault(10, "kill -9 of the server in mid-transaction, started again while beat ticks")
-def test_a_server_that_crashed_and_came_back(field: Field, timed) -> None:
+def test_a_server_that_crashed_and_came_back(field: Outage, timed) -> None:
     holder = field.flush_held()
     root = field.begin("crashed")
     wait_until(field.blocked, OVER_S, "a flush is under way")
@@ -136,7 +139,7 @@ def test_a_server_that_crashed_and_came_back(field: Field, timed) -> None:
     field.server.start()
     timed()
 
-    field.ended("crashed", root)
+    field.ends("crashed", root)
     assert field.log().count(b"trying again") - said <= CHILDREN, "one line a process, not one a tick"
     wait_until(lambda: b"the database answers again" in field.log(), OVER_S, "the worker says that it is back")
     field.no_traceback()
@@ -144,7 +147,7 @@ def test_a_server_that_crashed_and_came_back(field: Field, timed) -> None:
 
 
 @pytest.mark.fault(10, "kill -9 of the server while `up` waits for its first scan")
-def test_up_outlasts_a_server_that_crashed(field: Field, tmp_path: Path) -> None:
+def test_up_outlasts_a_server_that_crashed(field: Outage, tmp_path: Path) -> None:
     root = os.fsencode(tmp_path / "root")
     build(root, TREE)
     field.server.execute("CREATE DATABASE up OWNER app")
@@ -171,7 +174,7 @@ def test_up_outlasts_a_server_that_crashed(field: Field, tmp_path: Path) -> None
 
 
 @pytest.mark.fault(10, "pg_terminate_backend of all its connections, ten times in one scan")
-def test_connections_that_are_ended_again_and_again(field: Field, timed) -> None:
+def test_connections_that_are_ended_again_and_again(field: Outage, timed) -> None:
     root = field.begin("ended")
     end_all = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app' AND query <> ''"
 
@@ -179,14 +182,14 @@ def test_connections_that_are_ended_again_and_again(field: Field, timed) -> None
         wait_until(lambda: field.admin(end_all) != [(0,)], OVER_S, "somebody was connected")
     timed()
 
-    field.ended("ended", root)
+    field.ends("ended", root)
 
 
 @pytest.mark.fault(11, "deadlocks, serialization failures, lock timeouts of what claims, holds and completes")
-def test_a_cluster_whose_transactions_are_undone_now_and_then(field: Field) -> None:
+def test_a_cluster_whose_transactions_are_undone_now_and_then(field: Outage) -> None:
     field.admin(UNDOING)
     try:
-        scan = field.ended("undone", field.begin("undone"))
+        scan = field.ends("undone", field.begin("undone"))
         assert field.admin("SELECT last_value > 100 FROM statements") == [(True,)]
         assert scan["attempts"] == scan["shards"], "no shard heard of it"
     finally:
@@ -209,7 +212,7 @@ END $$;
 
 
 @pytest.mark.fault(12, "ALTER ROLE … CONNECTION LIMIT 1, for a worker of two processes")
-def test_fewer_connections_than_processes(field: Field, timed) -> None:
+def test_fewer_connections_than_processes(field: Outage, timed) -> None:
     root = field.add("limited")
     field.admin("ALTER ROLE app CONNECTION LIMIT 1")
     try:
@@ -221,12 +224,12 @@ def test_fewer_connections_than_processes(field: Field, timed) -> None:
     finally:
         field.admin("ALTER ROLE app CONNECTION LIMIT -1")
     assert b"too many connections" in field.log()
-    field.ended("limited", root)
+    field.ends("limited", root)
 
 
 @pytest.mark.fault(12, "a connection cut in silence, both ways, while a flush waits for its answer")
 @pytest.mark.fault(20, "from the database only: the path of one of two workers is cut in mid-transaction")
-def test_a_worker_that_is_cut_off_from_the_database(field: Field, timed) -> None:
+def test_a_worker_that_is_cut_off_from_the_database(field: Outage, timed) -> None:
     near, env = field.cluster.processes["worker"], field.cluster.env
     with Cable((ADDRESS, 5432)) as proxy:
         # given a worker behind the proxy, in mid-transaction
@@ -247,7 +250,7 @@ def test_a_worker_that_is_cut_off_from_the_database(field: Field, timed) -> None
         holder.close()
 
         # then the other does it, and this one hears of it by itself
-        field.ended("cut", root)
+        field.ends("cut", root)
         assert far.stderr.wait_for(b"cannot be used", OVER_S), far.stderr.content
         field.no_traceback("far")
         wait_until(lambda: b"trying again" in far.stderr.content, OVER_S, "it tries")
@@ -258,7 +261,7 @@ def test_a_worker_that_is_cut_off_from_the_database(field: Field, timed) -> None
 
 
 @pytest.mark.fault(12, "a host that accepts and acknowledges all, and never answers")
-def test_a_server_that_hangs_is_not_waited_for_without_end(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_is_not_waited_for_without_end(field: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgresql, "ANSWER_TIMEOUT_S", 1.0)
     with Cable((ADDRESS, 5432)) as proxy:
         engine = connect(f"postgresql+psycopg://app@127.0.0.1:{proxy.port}/field")
@@ -278,8 +281,10 @@ def test_a_standby_that_takes_over(own_postgres, own_folder: Path, own_redis, tm
         primary.execute("CREATE DATABASE field")
         url = (f"postgresql+psycopg://strandline@/field?host={quote(str(primary.folder))}"
                f"&host={quote(str(standby.folder))}&target_session_attrs=read-write")  # fmt: skip
-        with running(tmp_path, url, broker.url, children=CHILDREN, **QUICK) as cluster:
-            field = Field(primary, cluster, tmp_path)
+        with (
+            running(tmp_path, url, broker.url, children=CHILDREN, **QUICK) as cluster,
+            fields.on(cluster, broker, tmp_path, Outage, server=primary) as field,
+        ):
             root = field.begin("t")
             wait_until(lambda: field.admin("SELECT count(*) FROM shards WHERE state = 'leased' AND number > 0")
                        != [(0,)], OVER_S, "a shard is under way")  # fmt: skip
@@ -289,6 +294,7 @@ def test_a_standby_that_takes_over(own_postgres, own_folder: Path, own_redis, tm
             field.server = standby
             standby.promote()
 
-            scan = field.ended("t", root)
+            scan = field.ends("t", root)
             field.no_traceback()
             assert scan["attempts"] >= scan["shards"]
+            aftermath.check(field)

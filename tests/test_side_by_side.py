@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 from sqlalchemy import Engine
 
 from db import schema
-from db.engine import connect, writing
+from db.engine import writing
 from tasks import release
 from tasks.scan_shard import scan_shard
-from tests import invariants
+from tests import aftermath, invariants
+from tests import field as fields
 from tests.cluster import Cluster
 from tests.in_process import InProcess, ready
 from tests.needs import FORMER
@@ -147,7 +149,7 @@ def test_workers_of_two_releases_carry_on_one_scan(
         env = {
             "STRANDLINE_DATABASE_URL": newest_postgres_url, "STRANDLINE_REDIS_URL": broker.url,
             "STRANDLINE_STATE_DIR": str(tmp_path / "unused"), "STRANDLINE_TICK_S": "0.5",
-            "STRANDLINE_SHARD_ENTRIES": "100",
+            "STRANDLINE_SHARD_ENTRIES": "100", "TMPDIR": tempfile.mkdtemp(dir=tmp_path),
         }  # fmt: skip
         cluster = Cluster(tmp_path / "unused", env)
         cluster.processes = {}
@@ -163,19 +165,19 @@ def test_workers_of_two_releases_carry_on_one_scan(
 
             new = cluster.begin("worker", "worker", "--workers", "1")
             assert new.stderr.wait_for(b"ready", 60), new.stderr.content
-            for number in range(200):
-                build(os.fsencode(root / str(number % 40) / f"new {number}"), File(b"new"))
-            [second] = cluster.json("enqueue", "t", "--full", "--wait")
-            old.close()
-            [third] = cluster.json("enqueue", "t", "--full", "--wait")  # by new ones alone
+            with fields.on(cluster, broker, tmp_path) as field:  # from now on, what both hold is usual
+                for number in range(200):
+                    build(os.fsencode(root / str(number % 40) / f"new {number}"), File(b"new"))
+                [second] = cluster.json("enqueue", "t", "--full", "--wait")
+                old.close()
+                [third] = cluster.json("enqueue", "t", "--full", "--wait")  # by new ones alone
+                aftermath.check(field)
+                invariants.check(field.engine, {"t": os.fsencode(root)})
         finally:
             for process in cluster.processes.values():
                 process.close()
     assert [one["state"] for one in (first, second, third)] == ["succeeded"] * 3
     assert (first["added"], second["added"], third["added"]) == (1600, 200, 0)
-    engine = connect(newest_postgres_url)
-    invariants.check(engine, {"t": os.fsencode(root)})
-    engine.dispose()
 
 
 def test_the_old_schema_is_the_one_before() -> None:

@@ -3,13 +3,14 @@
 import os
 import signal
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from db.engine import connect
-from tests import invariants
+from tests import aftermath, invariants
 from tests.command import Command
 from tests.trees import Dir, File, build, listing
 from tests.waiting import wait_until
@@ -24,7 +25,7 @@ TREE = Dir({b"%02d" % number: MANY for number in range(40)})
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    return Command(tmp_path / "state")
+    return Command(tmp_path / "state", {"TMPDIR": tempfile.mkdtemp(dir=tmp_path)})
 
 
 @pytest.fixture
@@ -48,8 +49,14 @@ def rows(command: Command, table: str) -> int:
 
 
 def check(command: Command, root: bytes) -> None:
+    """The invariants; another tenant is served, and what was started for a scan is given back with its end."""
+    other = root + b" other"
+    build(other, MANY)
+    with command.start("scan", other) as scan:
+        assert scan.wait(OVER_S).returncode == 0 and scan.wait_gone(OVER_S) == set()
+    assert aftermath.files(Path(command.env["TMPDIR"])) == []
     engine = connect(f"sqlite:///{database(command)}")
-    invariants.check(engine, {"root": root})
+    invariants.check(engine, {"root": root, "root-other": other})
     engine.dispose()
 
 

@@ -139,7 +139,7 @@ def set_next(engine, tenant, when):
 
 def due(engine, limit=100):
     with writing(engine) as connection:
-        return [tenant.name for tenant in tenants.due(connection, limit)]
+        return [tenants.by_id(connection, tenant_id).name for tenant_id in tenants.due(connection, limit)]
 
 
 def test_due_are_enabled_tenants_whose_time_has_come(engine):
@@ -159,14 +159,23 @@ def test_a_tenant_that_never_had_a_time_is_due(engine):
     assert due(engine) == ["acme"]
 
 
+def test_who_is_due_no_more_is_not_taken(engine):
+    ids = {name: add_tenant(engine, name).id for name in "abcd"}
+    with writing(engine) as connection:
+        looked_at = tenants.due(connection, 3)
+        tenants.change(connection, ids["a"], next_scan_at=clock(60))
+        tenants.change(connection, ids["b"], enabled=False)
+
+        assert [tenant.name for tenant in tenants.lock_due(connection, looked_at)] == ["c"]
+
+
 @ONLY_POSTGRES
 def test_two_ticks_at_once_take_different_tenants(engine):
-    for name in "abc":
-        set_next(engine, add_tenant(engine, name), clock(-10 + ord(name) / 1000))
+    ids = [add_tenant(engine, name).id for name in "abc"]
 
     with writing(engine) as one, writing(engine) as other:
-        first = [tenant.name for tenant in tenants.due(one, 2)]
-        second = [tenant.name for tenant in tenants.due(other, 2)]
+        first = [tenant.name for tenant in tenants.lock_due(one, ids[:2])]
+        second = [tenant.name for tenant in tenants.lock_due(other, ids)]
 
     assert (first, second) == (["a", "b"], ["c"])
 

@@ -1,19 +1,19 @@
 """A large scan under faults that come again and again: it ends by itself, and nothing is lost."""
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from dataclasses import field as each
 from pathlib import Path
 
 import pytest
-import redis
 
-from db.engine import connect, reading
-from db.tables import shards as shards_table
-from tests import invariants, trees
-from tests.cluster import Cluster, running
-from tests.servers import PostgresServer, RedisServer
+from tests import field as fields
+from tests import trees
+from tests.cluster import running
+from tests.field import Field
+from tests.servers import PostgresServer
+from tests.trees import Dir
 from tests.waiting import wait_until
 
 FOLDERS, FILES = 1_000, 50
@@ -23,25 +23,19 @@ ENDS_WITHIN_S = 300
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * ENDS_WITHIN_S)]
 
 
-class Storm:
-    """A cluster, and how far its scan has come."""
+@dataclass
+class Storm(Field):
+    """A cluster with a database of its own, and how far its scan has come."""
 
-    def __init__(self, cluster: Cluster, broker: RedisServer, database: PostgresServer, url: str) -> None:
-        self.cluster, self.broker, self.database = cluster, broker, database
-        self.engine = connect(url)
+    database: PostgresServer = each(kw_only=True)
 
-    def done(self) -> int:
-        """Directories that the scan's shards have behind them, roughly: the shards that are done."""
-        with reading(self.engine) as connection:
-            found = connection.execute(shards_table.select().with_only_columns(shards_table.c.state)).scalars().all()
-        return found.count("done")
-
-    def is_over(self) -> bool:
-        [status] = self.cluster.read("status")
-        return not status["running"] and not status["queued"]
+    def done(self, scan_id: str) -> int:
+        """How many shards are done."""
+        self.engine.dispose()  # connections that are no more
+        return [shard.state for shard in self.shards(scan_id)].count("done")
 
     def flush(self) -> None:
-        with redis.Redis.from_url(self.broker.url) as client:
+        with self.redis() as client:
             client.flushall()
 
     def restart(self) -> None:
@@ -51,14 +45,13 @@ class Storm:
 
 @pytest.fixture
 def storm(own_redis, own_postgres, tmp_path: Path) -> Iterator[Storm]:
-    with contextlib.ExitStack() as stack:
-        broker, server = stack.enter_context(own_redis()), stack.enter_context(own_postgres())
+    with own_redis() as broker, own_postgres() as server:
         server.execute("CREATE DATABASE storm")
-        url = server.url("storm")
-        cluster = stack.enter_context(
-            running(tmp_path, url, broker.url, children=2, STRANDLINE_SHARD_ENTRIES="1500")
-        )  # fmt: skip
-        yield Storm(cluster, broker, server, url)
+        with (
+            running(tmp_path, server.url("storm"), broker.url, STRANDLINE_SHARD_ENTRIES="1500") as cluster,
+            fields.on(cluster, broker, tmp_path, Storm, database=server) as field,
+        ):
+            yield field
 
 
 def both(storm: Storm, number: int) -> None:
@@ -78,26 +71,25 @@ FAULTS: dict[str, tuple[int, Callable[[Storm, int], None]]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.fault(5, "FLUSHALL ten times during a scan of 50,000 files; and with the database restarted three times")
 @pytest.mark.fault(10, "PostgreSQL restarted (immediate) three times during a scan of 50,000 files")
-def test_a_scan_of_50_000_files_ends_by_itself(storm: Storm, tmp_path: Path, fault: str) -> None:
-    root = os.fsencode(tmp_path / "root")
+def test_a_scan_of_50_000_files_ends_by_itself(storm: Storm, fault: str) -> None:
+    name, root = storm.tenant(Dir())
+    other, its_root = storm.tenant()
     trees.make_many(root, FOLDERS, FILES)
     times, strike = FAULTS[fault]
-    assert storm.cluster.run("tenant", "add", "t", os.fsdecode(root)).returncode == 0
     began = time.monotonic()
-    assert storm.cluster.run("enqueue", "t").returncode == 0
+    scan_id, others = storm.ask(name), storm.ask(other)
 
     for number in range(times):
-        wait_until(lambda number=number: storm.done() > 2 * number, ENDS_WITHIN_S, "it goes on")
+        wait_until(lambda number=number: storm.done(scan_id) > 2 * number, ENDS_WITHIN_S, "it goes on")
         strike(storm, number)
     struck_s = time.monotonic() - began
-    wait_until(storm.is_over, ENDS_WITHIN_S, "the scan ends")
+    scan = storm.ended(scan_id, ENDS_WITHIN_S)
     took_s = time.monotonic() - began
 
-    [scan] = storm.cluster.read("scans", "t")
     print(
         f"\n{fault} × {times}: over after {took_s:.1f} s, the last fault after {struck_s:.1f} s; "
         f"{scan['shards']} shards in {scan['attempts']} attempts, {scan['state']}"
     )
     assert scan["state"] == "succeeded" and scan["added"] == FOLDERS * FILES
-    storm.cluster.json("enqueue", "t", "--wait")
-    invariants.check(storm.engine, {"t": root})
+    assert storm.ended(others)["state"] == "succeeded"
+    storm.quiet({name: root, other: its_root})

@@ -130,6 +130,7 @@ def impatient(_postgres_servers, server_folder: Path, tmp_path_factory: pytest.T
     """A cluster whose one worker has two children, and is given again soon what it has not acknowledged."""
     with made(_postgres_servers, server_folder, tmp_path_factory, workers=0) as field:
         field.begin_worker("worker", 2, IMPATIENT)
+        field.settle()
         yield field
 
 

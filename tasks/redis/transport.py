@@ -12,6 +12,8 @@ succeeded; so a worker waits for a server that is well, saying so, as it does fo
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Empty
 from typing import Any
 
@@ -76,6 +78,23 @@ class Channel(redis.Channel):
             raise ConnectionError("this channel is closed")
         found: dict[str, Any] = super()._connparams(asynchronous)
         return found
+
+    def close(self) -> None:
+        """kombu writes something, on a new connection, after it has closed those that there were."""
+        try:
+            super().close()
+        finally:
+            self._disconnect_pools()
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """What is acknowledged late, on a channel that is closed, needs a connection once more, and then no more."""
+        try:
+            with super().conn_or_acquire(client) as found:
+                yield found
+        finally:
+            if self.closed:
+                self._disconnect_pools()
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         self._pop_lost |= self._in_poll is connection
