@@ -14,7 +14,7 @@ from celery import signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from orchestrator.beat import Beat
-from orchestrator.stack.processes import die_with_parent
+from orchestrator.stack.processes import be_killed_first, die_with_parent
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt
 
@@ -39,6 +39,7 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
     @signals.worker_process_init.connect(weak=False)
     def tie(**_: Any) -> None:
         die_with_parent(main)
+        be_killed_first()
 
     @signals.after_setup_logger.connect(weak=False)
     def say_what_we_do(**_: Any) -> None:

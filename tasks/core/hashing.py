@@ -64,7 +64,8 @@ class Hasher:
         self._policy = policy
         self._new = ALGORITHMS[policy.algorithm]
         # Page-aligned: copying into memory at odd offsets is up to four times slower on some processors.
-        self._buffer = mmap.mmap(-1, chunk_bytes)
+        # Private: what is shared the kernel cannot take from a process that it kills for memory, and kills the next.
+        self._buffer = mmap.mmap(-1, chunk_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._view = memoryview(self._buffer)
         self._chunk_bytes = chunk_bytes
         self._progress = progress
