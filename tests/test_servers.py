@@ -143,7 +143,7 @@ def test_servers_die_with_a_killed_pytest_and_the_next_run_removes_their_folder(
             (folder / "one").mkdir()
             (folder / "two").mkdir()
             redis = servers.RedisServer(folder / "one")
-            postgres = servers.PostgresServer(postgres_kinds()[-1], folder / "two")
+            postgres = servers.PostgresServer(servers.postgres_kinds()[-1], folder / "two")
             with redis, postgres:
                 print(redis.pid, postgres.pid, folder, flush=True)
                 input()
