@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, insert, or_, select, update
 
+from db import clock as clocks
 from db import scans
 from db.clock import clock
 from db.tables import scans as scans_table
@@ -24,6 +25,8 @@ FINISH = 0
 NUMBERS_PER_SHARD = 1 << 32
 # What one worker may not take another may.
 PUT_BACK_FOR_S = 2.0
+# The advisory lock of whoever fills the window.
+_DISPATCHING = 0x7374726E646C6E
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,20 @@ class Sendable:
     number: int
     tenant_id: int
     queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A running scan, for whoever decides whose shards are sent: `ready` may be, `in_flight` are sent or leased.
+    `waited_s`: seconds since a shard of its tenant was sent last, or since it was started.
+    """
+
+    scan_id: str
+    tier: str
+    trigger: str
+    ready: int
+    in_flight: int
+    waited_s: float
 
 
 def add(connection: Connection, scan: scans.Scan, frontiers: Sequence[str], queue: str) -> list[int]:
@@ -284,17 +301,6 @@ def places(connection: Connection, scan_id: str) -> set[str]:
     return {str(row.place) for row in connection.execute(query)}
 
 
-def in_flight(connection: Connection) -> int:
-    """Shards leased or sent and not yet expired, in all. An expired lease counted would fill the window for ever
-    once as many workers died: nothing more were sent, and so nobody took over.
-    """
-    s = shards.c
-    leased = and_(s.state == ShardState.LEASED, s.lease_until >= clock())
-    sent = and_(s.state.in_((ShardState.READY, ShardState.LEASED)), s.sent_until > clock())
-    query = select(func.count()).where(or_(leased, sent))
-    return int(connection.execute(query).scalar_one())
-
-
 def backlog(connection: Connection) -> dict[str, int]:
     """Number of open shards by state (waiting, ready, leased)."""
     s = shards.c
@@ -304,24 +310,58 @@ def backlog(connection: Connection) -> dict[str, int]:
     return {str(state): found.get(state, 0) for state in states}
 
 
-def sendable(connection: Connection, limit: int) -> Sequence[Sendable]:
-    """Shards to send now: ready, or left by a dead holder, and without a message under way; locked.
-
-    The least recently served tenant goes first.
-    """
+def _is_sendable() -> ColumnElement[bool]:
+    """Ready, or left by a dead holder, and without a message under way."""
     s = shards.c
     nothing_under_way = or_(s.sent_until.is_(None), s.sent_until <= clock())
     left_by_a_dead_holder = and_(s.state == ShardState.LEASED, s.lease_until < clock())
-    is_open = and_(or_(s.state == ShardState.READY, left_by_a_dead_holder), nothing_under_way)
+    return and_(or_(s.state == ShardState.READY, left_by_a_dead_holder), nothing_under_way, s.not_before <= clock())
+
+
+def _is_in_flight() -> ColumnElement[bool]:
+    """Leased, or sent and not yet expired. An expired lease counted would fill the window for ever once as many workers
+    died: nothing more were sent, and so nobody took over.
+    """
+    s = shards.c
+    return or_(and_(s.state == ShardState.LEASED, s.lease_until >= clock()), s.sent_until > clock())
+
+
+def contenders(connection: Connection) -> Sequence[Contender]:
+    """The running scans that have shards to send, or under way. Whoever asks dispatches alone until the transaction
+    ends, so that two do not fill the same room.
+    """
+    if connection.dialect.name == "postgresql":  # on SQLite there is one writer
+        connection.execute(select(func.pg_advisory_xact_lock(_DISPATCHING)))
+    s, now = shards.c, clocks.now(connection)
     query = (
-        select(s.scan_id, s.number, s.tenant_id, s.queue)
+        select(s.scan_id, tenants.c.tier, scans_table.c.trigger, tenants.c.served_at, scans_table.c.started_at,
+               func.count().filter(_is_sendable()).label("ready"),
+               func.count().filter(_is_in_flight()).label("in_flight"))
         .join(tenants, tenants.c.id == s.tenant_id)
         .join(scans_table, scans_table.c.id == s.scan_id)
-        .where(is_open, s.not_before <= clock(), scans_table.c.state == ScanState.RUNNING)
-        .order_by(tenants.c.served_at.nulls_first(), s.scan_id, s.number)
+        .where(s.state.in_((ShardState.READY, ShardState.LEASED)), scans_table.c.state == ScanState.RUNNING)
+        .group_by(s.scan_id, tenants.c.tier, scans_table.c.trigger, tenants.c.served_at, scans_table.c.started_at)
+    )  # fmt: skip
+    return [
+        Contender(row.scan_id, row.tier, row.trigger, row.ready, row.in_flight,
+                  (now - max(row.served_at or row.started_at, row.started_at)).total_seconds())
+        for row in connection.execute(query)
+    ]  # fmt: skip
+
+
+def sendable(connection: Connection, limit: int, scan_id: str | None = None) -> Sequence[Sendable]:
+    """Shards of running scans, or of one, that may be sent now; locked."""
+    s = shards.c
+    query = (
+        select(s.scan_id, s.number, s.tenant_id, s.queue)
+        .join(scans_table, scans_table.c.id == s.scan_id)
+        .where(_is_sendable(), scans_table.c.state == ScanState.RUNNING)
+        .order_by(s.scan_id, s.number)
         .limit(limit)
         .with_for_update(of=shards, skip_locked=True)
     )
+    if scan_id is not None:
+        query = query.where(s.scan_id == scan_id)
     return [Sendable(**row) for row in connection.execute(query).mappings()]
 
 

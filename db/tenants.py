@@ -20,7 +20,7 @@ ALGORITHMS = ("sha256", "blake3")
 LARGE_FILE = ("full", "partial", "skip")
 # Below this the first and last 64 KiB are all that there is.
 SMALLEST_LARGE_FILE = 128 << 10
-TIERS = ("standard", "priority", "background")
+TIERS = ("priority", "standard", "background")  # what is due of the first is scanned first
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 

@@ -11,16 +11,19 @@ from sqlalchemy import Connection, Engine
 from db import shards, tenants
 from db.engine import write
 from db.shards import FINISH, Sendable
+from db.types import Trigger
+from orchestrator.fairness import Running, allot
 from tasks import release
 from tasks.app import EXPIRES_S, App
 from tasks.redis import mark
 from tasks.redis.connection import BROKER_ERRORS
+from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-def dispatch(app: App, engine: Engine, window: int) -> int:
-    """Send as many ready shards as the window has room for; how many. They are marked before they are sent, and
+def dispatch(app: App, engine: Engine, settings: Settings) -> int:
+    """Send as many ready shards as the windows have room for; how many. They are marked before they are sent, and
     unmarked where the broker does not answer: a message too many does no harm, one too few costs a tick.
     """
     outage = app.runtime.outage
@@ -29,7 +32,7 @@ def dispatch(app: App, engine: Engine, window: int) -> int:
     except redis.RedisError as error:
         outage.failed("nothing can be sent", error)
         return 0
-    batch = write(engine, _mark, window)
+    batch = write(engine, _mark, settings)
     if not batch:
         return 0
     try:
@@ -48,13 +51,22 @@ def _forget(engine: Engine) -> None:
         log.warning("what was sent may be lost with Redis or a connection to it: %d shards are sent again", forgotten)
 
 
-def _mark(connection: Connection, window: int) -> Sequence[Sendable]:
-    free = window - shards.in_flight(connection)
-    batch = shards.sendable(connection, free) if free > 0 else []
+def _mark(connection: Connection, settings: Settings) -> Sequence[Sendable]:
+    running = [
+        Running(one.scan_id, priority(one.tier, one.trigger), one.ready, one.in_flight, one.waited_s)
+        for one in shards.contenders(connection)
+    ]
+    given = allot(running, settings.window, settings.scan_window, settings.ageing_s)
+    batch = [shard for scan_id, number in given.items() for shard in shards.sendable(connection, number, scan_id)]
     if batch:
         shards.mark_sent(connection, batch, EXPIRES_S)
         tenants.note_served(connection, [shard.tenant_id for shard in batch])
     return batch
+
+
+def priority(tier: str, trigger: str) -> int:
+    """Somebody waits for what was asked for; the rest goes by tier. The lowest number goes first."""
+    return 0 if trigger == Trigger.REQUEST else 1 + tenants.TIERS.index(tier)
 
 
 def _send(app: App, batch: Sequence[Sendable]) -> None:

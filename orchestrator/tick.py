@@ -32,7 +32,7 @@ def tick(app: App, engine: Engine, settings: Settings) -> int:
     request_due(engine, settings, *look(app.runtime, engine))
     start_queued(engine, settings)
     reap(engine)
-    return dispatch(app, engine, settings.window)
+    return dispatch(app, engine, settings)
 
 
 def look(runtime: Runtime, engine: Engine) -> tuple[Sequence[int], Container[int]]:

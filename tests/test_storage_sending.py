@@ -1,11 +1,13 @@
 """Sending: which shards are offered to the broker next, and how many are under way."""
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
-from db import shards, tenants
+from db import shards
 from db.clock import clock
 from db.engine import reading, writing
 from db.shards import Sendable
+from db.tables import metadata
 from tests.storage import (
     ONLY_POSTGRES,
     add_tenant,
@@ -38,9 +40,13 @@ def mark_sent(engine, sent, expires_s=600.0):
         shards.mark_sent(connection, sent, expires_s)
 
 
+def contenders(engine):
+    with writing(engine) as connection:
+        return shards.contenders(connection)
+
+
 def in_flight(engine):
-    with reading(engine) as connection:
-        return shards.in_flight(connection)
+    return sum(one.in_flight for one in contenders(engine))
 
 
 def test_ready_shards_are_sendable_until_they_are_sent_and_again_when_the_message_expired(engine, scan, tenant):
@@ -86,20 +92,35 @@ def test_nothing_of_a_scan_that_ended_is_offered(engine, scan):
     assert sendable(engine) == []
 
 
-def test_the_least_recently_served_tenant_goes_first(engine):
-    early, late, never = (add_tenant(engine, name) for name in ("early", "late", "never"))
-    for one in (late, early, never):
-        start_scan(engine, one, shard_count=2)
-    for one in (early, late):
+def test_each_running_scan_contends_with_what_it_has(engine):
+    served, other, idle = (add_tenant(engine, name) for name in ("served", "other", "idle"))
+    scans = [start_scan(engine, tenant, shard_count=3) for tenant in (served, other)]
+    start_scan(engine, idle, shard_count=0)
+    claimed(engine, scans[0], 1)
+    mark_sent(engine, sendable(engine, 1))
+    for tenant, ago_s in ((served, -5.0), (other, -1000.0)):
         with writing(engine) as connection:
-            tenants.note_served(connection, [one.id])
+            table = metadata.tables["tenants"]
+            connection.execute(table.update().where(table.c.id == tenant.id).values(served_at=clock(ago_s)))
 
-    assert [shard.tenant_id for shard in sendable(engine)] == [never.id] * 2 + [early.id] * 2 + [late.id] * 2
-    assert [shard.tenant_id for shard in sendable(engine, 3)] == [never.id] * 2 + [early.id]
+    one, two = sorted(contenders(engine), key=lambda one: one.scan_id)
+
+    assert (one.scan_id, one.tier, one.trigger, one.ready, one.in_flight) == (scans[0].id, "standard", "request", 1, 2)
+    assert (two.scan_id, two.ready, two.in_flight) == (scans[1].id, 3, 0)
+    assert 0 <= two.waited_s < 60, "it waits since it was started, not since its last scan"
 
 
 @ONLY_POSTGRES
-def test_two_dispatchers_at_once_are_offered_different_shards(engine, scan):
+def test_two_dispatchers_at_once_take_turns(engine, scan):
+    with writing(engine) as one:
+        assert [contender.ready for contender in shards.contenders(one)] == [2]
+        with pytest.raises(DBAPIError, match="lock timeout"), writing(engine) as other:
+            other.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
+            shards.contenders(other)
+
+
+@ONLY_POSTGRES
+def test_whoever_takes_shards_at_once_is_offered_others(engine, scan):
     with writing(engine) as one, writing(engine) as other:
         first, second = shards.sendable(one, 1), shards.sendable(other, 10)
 

@@ -98,7 +98,7 @@ def add(name: str, root: str, state: str | None, as_json: bool, **policy: Any) -
     tenants.check_name(name)
     given = _given(policy)
     checked = checked_root(path_bytes(root), settings)
-    defaults: dict[str, Any] = {"tier": TIERS[0], "interval_s": settings.interval_s, "algorithm": ALGORITHMS[0]}
+    defaults: dict[str, Any] = {"tier": "standard", "interval_s": settings.interval_s, "algorithm": ALGORITHMS[0]}
     given["ignore"] = own_patterns(checked, settings) + given.get("ignore", [])
     with database(settings) as engine:
         added = write(engine, lambda connection: tenants.add(connection, name=name, root=checked, **(defaults | given)))

@@ -1,0 +1,62 @@
+"""Whose shards are sent next. Pure: all that is known is given.
+
+Max-min fairness within strict priorities (Bertsekas and Gallager, Data Networks, 1992, section 6.5.2): a free slot goes
+to the scan of the highest priority that has the fewest shards under way, so that one with thousands takes turns with
+one that has a single shard. Strict priorities starve; so a part of the window is kept for those that others overtake:
+whoever of them has waited for too long takes one of its slots, the longest first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# One slot in so many is kept for those that others overtake.
+KEPT = 4
+# Of the ageing period, after so much of which one has waited for too long: the rest is for a slot to come free.
+PATIENCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running scan: `ready` shards may be sent, `in_flight` are sent or leased. The lowest priority goes first.
+    `waited_s`: since a shard of its tenant was sent last, or since it has any.
+    """
+
+    scan_id: str
+    priority: int
+    ready: int
+    in_flight: int
+    waited_s: float
+
+
+def allot(running: Sequence[Running], window: int, scan_window: int, ageing_s: float) -> Mapping[str, int]:
+    """How many shards of each scan to send now: `window` may be in flight in all, `scan_window` of one scan."""
+    free = window - sum(one.in_flight for one in running)
+    waiting = [one for one in running if _room(one, scan_window)]
+    given = Counter(one.scan_id for one in _overtaken(running, waiting, window, ageing_s)[: max(free, 0)])
+    free -= given.total()
+    turns = [(one.priority, one.in_flight + given[one.scan_id], -one.waited_s, n) for n, one in enumerate(waiting)]
+    heapq.heapify(turns)
+    while free > 0 and turns:
+        priority, under_way, waited_s, n = heapq.heappop(turns)
+        one = waiting[n]
+        if given[one.scan_id] < _room(one, scan_window):
+            given[one.scan_id] += 1
+            free -= 1
+            heapq.heappush(turns, (priority, under_way + 1, waited_s, n))
+    return +given
+
+
+def _room(one: Running, scan_window: int) -> int:
+    return max(0, min(one.ready, scan_window - one.in_flight))
+
+
+def _overtaken(running: Sequence[Running], waiting: Sequence[Running], window: int, ageing_s: float) -> list[Running]:
+    """Who takes a slot that is kept."""
+    highest = min((one.priority for one in waiting), default=0)
+    kept = max(1, window // KEPT) - sum(one.in_flight for one in running if one.priority > highest)
+    late = [one for one in waiting if one.priority > highest and one.waited_s >= ageing_s * PATIENCE]
+    return sorted(late, key=lambda one: -one.waited_s)[: max(kept, 0)]

@@ -1,0 +1,96 @@
+"""Whose shards are sent next: never too many, in turns, by priority, and nobody waits without end."""
+
+import itertools
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.fairness import KEPT, Running, allot
+
+AGEING_S = 60.0
+
+
+@st.composite
+def clusters(draw: Callable) -> list[Running]:
+    """Running scans of a few priorities."""
+    one = st.tuples(st.integers(0, 3), st.integers(0, 50), st.integers(0, 10), st.floats(0, 300))
+    return [Running(str(number), *values) for number, values in enumerate(draw(st.lists(one, max_size=12)))]
+
+
+WINDOWS = st.integers(1, 40)
+
+
+def room(one: Running, scan_window: int) -> int:
+    return max(0, min(one.ready, scan_window - one.in_flight))
+
+
+@given(clusters(), WINDOWS, WINDOWS)
+def test_what_is_free_is_given_and_no_more(running: list[Running], window: int, scan_window: int) -> None:
+    given = allot(running, window, scan_window, AGEING_S)
+
+    free = max(0, window - sum(one.in_flight for one in running))
+    assert sum(given.values()) == min(free, sum(room(one, scan_window) for one in running))
+    assert all(0 < given[one.scan_id] <= room(one, scan_window) for one in running if one.scan_id in given)
+
+
+@given(clusters(), WINDOWS, WINDOWS)
+def test_of_one_priority_who_has_most_under_way_gets_nothing_before_who_has_less(
+    running: list[Running], window: int, scan_window: int
+) -> None:
+    alike = [Running(one.scan_id, 0, one.ready, one.in_flight, one.waited_s) for one in running]
+
+    given = allot(alike, window, scan_window, AGEING_S)
+
+    for one in alike:
+        if given.get(one.scan_id, 0) < room(one, scan_window):  # it would have taken more
+            least = one.in_flight + given.get(one.scan_id, 0)
+            others = [other for other in alike if given.get(other.scan_id)]
+            assert all(other.in_flight + given[other.scan_id] <= least + 1 for other in others)
+
+
+@given(clusters(), WINDOWS, WINDOWS)
+def test_a_lower_priority_gets_only_what_is_left_or_kept(running: list[Running], window: int, scan_window: int) -> None:
+    given = allot(running, window, scan_window, AGEING_S)
+
+    for one in running:
+        if given.get(one.scan_id, 0) < room(one, scan_window):
+            lower = [other for other in running if other.priority > one.priority and given.get(other.scan_id)]
+            assert sum(given[other.scan_id] for other in lower) <= max(1, window // KEPT)
+            assert all(other.waited_s >= AGEING_S / 2 for other in lower), "nobody but who has waited overtakes"
+
+
+def test_one_with_thousands_takes_turns_with_those_that_have_one() -> None:
+    huge = Running("huge", 0, 5_000, 12, 0.0)
+    small = [Running(f"small {number}", 0, 1, 0, 1.0) for number in range(6)]
+
+    assert allot([huge, *small], 16, 12, AGEING_S) == {f"small {number}": 1 for number in range(4)}
+
+
+def test_of_those_with_nothing_under_way_the_least_recently_served_goes_first() -> None:
+    running = [Running(name, 0, 1, 0, waited_s) for name, waited_s in (("a", 1.0), ("b", 3.0), ("c", 2.0))]
+
+    assert allot(running, 2, 9, AGEING_S) == {"b": 1, "c": 1}
+
+
+def simulate(slots: int, priorities: dict[str, int], seconds: int) -> dict[str, list[int]]:
+    """Each second all that was sent is done, everybody has more than enough; when was each served?"""
+    served: dict[str, list[int]] = {name: [] for name in priorities}
+    for now in range(seconds):
+        running = [
+            Running(name, priority, 100, 0, now - (served[name] or [0])[-1]) for name, priority in priorities.items()
+        ]
+        for name in allot(running, slots, slots, AGEING_S):
+            served[name].append(now)
+    return served
+
+
+@given(st.integers(1, 8), st.integers(1, 20), st.integers(1, 3))
+def test_under_full_load_of_the_highest_priority_the_lowest_is_served_every_ageing_period(
+    slots: int, high: int, lowest: int
+) -> None:
+    served = simulate(slots, {f"high {n}": 0 for n in range(high)} | {"low": lowest}, 300)["low"]
+
+    times = [0, *served, 300]
+    assert all(later - earlier <= AGEING_S for earlier, later in itertools.pairwise(times))
+    assert len(served) <= 300 / (AGEING_S / 2) or high < slots, "and no more often"
