@@ -21,8 +21,10 @@ from db.tables import shards as shards_table
 from db.types import CursorLost, Strategy, Trigger
 from orchestrator import tick as ticks
 from orchestrator.change import change_tenant
+from tasks.core.breaker import ROOT, Failed, failed
 from tasks.lease import Holder
-from tasks.redis import watermark
+from tasks.redis import breaker, watermark
+from tasks.scan_shard import limits_of
 from tests import in_process, invariants
 from tests.storage import ONLY_SQLITE, add_tenant, at_once, rows
 from tests.test_interleavings import Make, World
@@ -245,26 +247,40 @@ def test_a_database_restored_from_an_older_copy_is_brought_forward_and_refuses_c
 
 
 @pytest.mark.fault(24, "so many tenants with no root, and one that has")
-@pytest.mark.parametrize("many", [25, pytest.param(10_000, marks=[pytest.mark.large, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(
+    ("many", "failed_before"),
+    [(25, 0), pytest.param(10_000, 3, marks=[pytest.mark.large, pytest.mark.timeout(3600)])],
+)
 def test_tenants_whose_roots_are_all_gone_are_left_alone_and_others_are_served(
-    world: Make, many: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    world: Make, many: int, failed_before: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if many < ticks.DUE_AT_ONCE:
         monkeypatch.setattr(ticks, "DUE_AT_ONCE", 10)
-    it = world(TREE, breaker_window_s=10.0**6, breaker_open_s=10.0**6)  # four rounds of thousands take a while
+    it = world(TREE, breaker_window_s=10.0**6, breaker_open_s=10.0**6)  # a round of thousands takes a while
     for number in range(many):
-        add_tenant(it.engine, f"gone-{number}", interval_s=10**6)
+        _failed(it, add_tenant(it.engine, f"gone-{number}", interval_s=10**6), failed_before)
 
-    asked = [_round(it) for _ in range(4)]
-    assert asked == [many + 1] * 4, "each is tried until it has failed more than three times"
+    rounds = it.settings.breaker_failures + 1 - failed_before
+    asked = [_round(it) for _ in range(rounds)]
+    assert asked == [many + 1] * rounds, "each is tried until it has failed more than three times"
     caplog.clear()
 
     assert _round(it) == 1, "only the one whose root is there"
 
     assert len(caplog.records) <= 2 + many // ticks.DUE_AT_ONCE
-    assert len([row for row in rows(it.engine, scans_table) if row["state"] == "succeeded"]) == 5
+    assert len([row for row in rows(it.engine, scans_table) if row["state"] == "succeeded"]) == rounds + 1
     quiet(it)
     invariants.check(it.engine, {"t": it.root})
+
+
+def _failed(it: World, tenant: tenants.Tenant, times: int) -> None:
+    """So many scans of it have failed at its root, as the breaker knows."""
+    runtime, limits, event = it.app.runtime, limits_of(it.settings, tenant), Failed(ROOT, "no such file or directory")
+    for fence in range(-times, 0):
+        breaker.change(
+            runtime.redis, runtime.keys, tenant.id, limits,
+            lambda entries, now, fence=fence: failed(entries, [event], fence, now, limits),
+        )  # fmt: skip
 
 
 def _round(it: World) -> int:
