@@ -11,8 +11,7 @@ from sqlalchemy import Connection, Engine
 from db import shards, tenants
 from db.engine import write
 from db.shards import FINISH, Sendable
-from db.types import Trigger
-from orchestrator.fairness import Running, allot
+from orchestrator.fairness import allot
 from tasks import release
 from tasks.app import EXPIRES_S, App
 from tasks.redis import mark
@@ -52,21 +51,12 @@ def _forget(engine: Engine) -> None:
 
 
 def _mark(connection: Connection, settings: Settings) -> Sequence[Sendable]:
-    running = [
-        Running(one.scan_id, priority(one.tier, one.trigger), one.ready, one.in_flight, one.waited_s)
-        for one in shards.contenders(connection)
-    ]
-    given = allot(running, settings.window, settings.scan_window, settings.ageing_s)
+    given = allot(shards.contenders(connection), settings.window, settings.scan_window, settings.ageing_s)
     batch = [shard for scan_id, number in given.items() for shard in shards.sendable(connection, number, scan_id)]
     if batch:
         shards.mark_sent(connection, batch, EXPIRES_S)
         tenants.note_served(connection, [shard.tenant_id for shard in batch])
     return batch
-
-
-def priority(tier: str, trigger: str) -> int:
-    """Somebody waits for what was asked for; the rest goes by tier. The lowest number goes first."""
-    return 0 if trigger == Trigger.REQUEST else 1 + tenants.TIERS.index(tier)
 
 
 def _send(app: App, batch: Sequence[Sendable]) -> None:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from db.shards import Contender
+from db.tenants import TIERS
+from db.types import Trigger
 
 # One slot in so many is kept for those that others overtake.
 KEPT = 4
@@ -19,44 +22,38 @@ KEPT = 4
 PATIENCE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A running scan: `ready` shards may be sent, `in_flight` are sent or leased. The lowest priority goes first.
-    `waited_s`: since a shard of its tenant was sent last, or since it has any.
-    """
-
-    scan_id: str
-    priority: int
-    ready: int
-    in_flight: int
-    waited_s: float
+def priority(one: Contender) -> int:
+    """Somebody waits for what was asked for; the rest goes by tier. The lowest number goes first."""
+    return 0 if one.trigger == Trigger.REQUEST else 1 + TIERS.index(one.tier)
 
 
-def allot(running: Sequence[Running], window: int, scan_window: int, ageing_s: float) -> Mapping[str, int]:
+def allot(running: Sequence[Contender], window: int, scan_window: int, ageing_s: float) -> Mapping[str, int]:
     """How many shards of each scan to send now: `window` may be in flight in all, `scan_window` of one scan."""
     free = window - sum(one.in_flight for one in running)
     waiting = [one for one in running if _room(one, scan_window)]
     given = Counter(one.scan_id for one in _overtaken(running, waiting, window, ageing_s)[: max(free, 0)])
     free -= given.total()
-    turns = [(one.priority, one.in_flight + given[one.scan_id], -one.waited_s, n) for n, one in enumerate(waiting)]
+    turns = [(priority(one), one.in_flight + given[one.scan_id], -one.waited_s, n) for n, one in enumerate(waiting)]
     heapq.heapify(turns)
     while free > 0 and turns:
-        priority, under_way, waited_s, n = heapq.heappop(turns)
+        rank, under_way, waited_s, n = heapq.heappop(turns)
         one = waiting[n]
         if given[one.scan_id] < _room(one, scan_window):
             given[one.scan_id] += 1
             free -= 1
-            heapq.heappush(turns, (priority, under_way + 1, waited_s, n))
+            heapq.heappush(turns, (rank, under_way + 1, waited_s, n))
     return +given
 
 
-def _room(one: Running, scan_window: int) -> int:
+def _room(one: Contender, scan_window: int) -> int:
     return max(0, min(one.ready, scan_window - one.in_flight))
 
 
-def _overtaken(running: Sequence[Running], waiting: Sequence[Running], window: int, ageing_s: float) -> list[Running]:
+def _overtaken(
+    running: Sequence[Contender], waiting: Sequence[Contender], window: int, ageing_s: float
+) -> list[Contender]:
     """Who takes a slot that is kept."""
-    highest = min((one.priority for one in waiting), default=0)
-    kept = max(1, window // KEPT) - sum(one.in_flight for one in running if one.priority > highest)
-    late = [one for one in waiting if one.priority > highest and one.waited_s >= ageing_s * PATIENCE]
+    highest = min((priority(one) for one in waiting), default=0)
+    kept = max(1, window // KEPT) - sum(one.in_flight for one in running if priority(one) > highest)
+    late = [one for one in waiting if priority(one) > highest and one.waited_s >= ageing_s * PATIENCE]
     return sorted(late, key=lambda one: -one.waited_s)[: max(kept, 0)]

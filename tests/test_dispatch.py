@@ -10,8 +10,7 @@ from sqlalchemy import Engine
 from db.engine import writing
 from db.tables import shards as shards_table
 from db.tables import tenants as tenants_table
-from db.types import Trigger
-from orchestrator.dispatch import dispatch, priority
+from orchestrator.dispatch import dispatch
 from tasks import settings as all_settings
 from tasks.app import App, make_app
 from tests.storage import add_tenant, at_once, start_scan
@@ -64,10 +63,3 @@ def test_ten_dispatchers_at_once_do_not_send_more_than_the_windows(engine: Engin
     done = at_once(*[lambda: dispatch(app, engine, app.runtime.settings)] * 10)
 
     assert sum(done) == WINDOW and sent(engine) == {"a": 4, "b": 4, "c": 4}
-
-
-def test_whoever_waits_for_a_scan_goes_first_and_then_tiers_do() -> None:
-    order = [("background", Trigger.REQUEST), ("priority", Trigger.SCHEDULE), ("standard", Trigger.SCHEDULE),
-             ("background", Trigger.SCHEDULE)]  # fmt: skip
-
-    assert [priority(*one) for one in order] == [0, 1, 2, 3]

@@ -6,27 +6,40 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.fairness import KEPT, Running, allot
+from db.shards import Contender
+from db.types import Trigger
+from orchestrator.fairness import KEPT, allot, priority
 
 AGEING_S = 60.0
+# By priority, the first goes first.
+CLASSES = [("background", Trigger.REQUEST), ("priority", Trigger.SCHEDULE), ("standard", Trigger.SCHEDULE),
+           ("background", Trigger.SCHEDULE)]  # fmt: skip
+
+
+def contender(name: str, rank: int, ready: int, in_flight: int, waited_s: float) -> Contender:
+    return Contender(name, *CLASSES[rank], ready, in_flight, waited_s)
+
+
+def test_whoever_waits_for_a_scan_goes_first_and_then_tiers_do() -> None:
+    assert [priority(contender("a", rank, 1, 0, 0.0)) for rank in range(4)] == [0, 1, 2, 3]
 
 
 @st.composite
-def clusters(draw: Callable) -> list[Running]:
+def clusters(draw: Callable) -> list[Contender]:
     """Running scans of a few priorities."""
     one = st.tuples(st.integers(0, 3), st.integers(0, 50), st.integers(0, 10), st.floats(0, 300))
-    return [Running(str(number), *values) for number, values in enumerate(draw(st.lists(one, max_size=12)))]
+    return [contender(str(number), *values) for number, values in enumerate(draw(st.lists(one, max_size=12)))]
 
 
 WINDOWS = st.integers(1, 40)
 
 
-def room(one: Running, scan_window: int) -> int:
+def room(one: Contender, scan_window: int) -> int:
     return max(0, min(one.ready, scan_window - one.in_flight))
 
 
 @given(clusters(), WINDOWS, WINDOWS)
-def test_what_is_free_is_given_and_no_more(running: list[Running], window: int, scan_window: int) -> None:
+def test_what_is_free_is_given_and_no_more(running: list[Contender], window: int, scan_window: int) -> None:
     given = allot(running, window, scan_window, AGEING_S)
 
     free = max(0, window - sum(one.in_flight for one in running))
@@ -36,9 +49,9 @@ def test_what_is_free_is_given_and_no_more(running: list[Running], window: int, 
 
 @given(clusters(), WINDOWS, WINDOWS)
 def test_of_one_priority_who_has_most_under_way_gets_nothing_before_who_has_less(
-    running: list[Running], window: int, scan_window: int
+    running: list[Contender], window: int, scan_window: int
 ) -> None:
-    alike = [Running(one.scan_id, 0, one.ready, one.in_flight, one.waited_s) for one in running]
+    alike = [contender(one.scan_id, 0, one.ready, one.in_flight, one.waited_s) for one in running]
 
     given = allot(alike, window, scan_window, AGEING_S)
 
@@ -50,25 +63,27 @@ def test_of_one_priority_who_has_most_under_way_gets_nothing_before_who_has_less
 
 
 @given(clusters(), WINDOWS, WINDOWS)
-def test_a_lower_priority_gets_only_what_is_left_or_kept(running: list[Running], window: int, scan_window: int) -> None:
+def test_a_lower_priority_gets_only_what_is_left_or_kept(
+    running: list[Contender], window: int, scan_window: int
+) -> None:
     given = allot(running, window, scan_window, AGEING_S)
 
     for one in running:
         if given.get(one.scan_id, 0) < room(one, scan_window):
-            lower = [other for other in running if other.priority > one.priority and given.get(other.scan_id)]
+            lower = [other for other in running if priority(other) > priority(one) and given.get(other.scan_id)]
             assert sum(given[other.scan_id] for other in lower) <= max(1, window // KEPT)
             assert all(other.waited_s >= AGEING_S / 2 for other in lower), "nobody but who has waited overtakes"
 
 
 def test_one_with_thousands_takes_turns_with_those_that_have_one() -> None:
-    huge = Running("huge", 0, 5_000, 12, 0.0)
-    small = [Running(f"small {number}", 0, 1, 0, 1.0) for number in range(6)]
+    huge = contender("huge", 0, 5_000, 12, 0.0)
+    small = [contender(f"small {number}", 0, 1, 0, 1.0) for number in range(6)]
 
     assert allot([huge, *small], 16, 12, AGEING_S) == {f"small {number}": 1 for number in range(4)}
 
 
 def test_of_those_with_nothing_under_way_the_least_recently_served_goes_first() -> None:
-    running = [Running(name, 0, 1, 0, waited_s) for name, waited_s in (("a", 1.0), ("b", 3.0), ("c", 2.0))]
+    running = [contender(name, 0, 1, 0, waited_s) for name, waited_s in (("a", 1.0), ("b", 3.0), ("c", 2.0))]
 
     assert allot(running, 2, 9, AGEING_S) == {"b": 1, "c": 1}
 
@@ -78,7 +93,7 @@ def simulate(slots: int, priorities: dict[str, int], seconds: int) -> dict[str, 
     served: dict[str, list[int]] = {name: [] for name in priorities}
     for now in range(seconds):
         running = [
-            Running(name, priority, 100, 0, now - (served[name] or [0])[-1]) for name, priority in priorities.items()
+            contender(name, priority, 100, 0, now - (served[name] or [0])[-1]) for name, priority in priorities.items()
         ]
         for name in allot(running, slots, slots, AGEING_S):
             served[name].append(now)
