@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
@@ -142,24 +142,33 @@ def _patterns(given: Sequence[str]) -> list[str]:
 def _refuse_overlap(connection: Connection, root: bytes, but: int | None = None) -> None:
     # Two indexes of one place would each call the other's view their own; and one tenant could read another's files.
     _one_at_a_time(connection)
-    for other in list_all(connection):
-        if other.id != but and (_is_inside(root, other.root) or _is_inside(other.root, root)):
-            how = "is" if root == other.root else "is inside" if _is_inside(root, other.root) else "contains"
-            shown, theirs = _show(root), _show(other.root)
-            raise UsageError(
-                f"root {shown} {how} the root of tenant {other.name!r} ({theirs}); roots of tenants may not overlap"
-            )
+    t = tenants.c
+    query = select(t.name, t.root).where(or_(t.root.in_(_ancestors(root)), _is_below(root)), t.id.is_distinct_from(but))
+    other = connection.execute(query.order_by(t.root).limit(1)).first()
+    if other is not None:
+        how = "is" if root == other.root else "is inside" if len(other.root) < len(root) else "contains"
+        raise UsageError(
+            f"root {_show(root)} {how} the root of tenant {other.name!r} ({_show(other.root)}); "
+            "roots of tenants may not overlap"
+        )
+
+
+def _ancestors(path: bytes) -> list[bytes]:
+    """The path itself and all folders that it is in."""
+    parts = path.rstrip(b"/").split(b"/")
+    return [b"/".join(parts[:n]) or b"/" for n in range(1, len(parts) + 1)]
+
+
+def _is_below(folder: bytes) -> ColumnElement[bool]:
+    """Is a root in the folder? A range of the index, so that only what is there is looked at."""
+    first = folder.rstrip(b"/") + b"/"
+    return and_(tenants.c.root > first, tenants.c.root < first[:-1] + b"0")  # "0" follows "/"
 
 
 def _one_at_a_time(connection: Connection) -> None:
     """Until the transaction ends: two that overlap must not be added at once (on SQLite, the write lock sees to it)."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('strandline tenants'))")
-
-
-def _is_inside(path: bytes, folder: bytes) -> bool:
-    """Is it in the folder, or the folder itself?"""
-    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
 
 
 def _show(path: bytes) -> str:
