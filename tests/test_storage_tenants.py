@@ -5,9 +5,10 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, insert, select, update
 
 from db import changes, quarantine, scans, shards, tenants, tree
+from db import clock as clocks
 from db.clock import clock
 from db.engine import reading, writing
 from db.tables import metadata
@@ -105,6 +106,34 @@ def test_of_overlapping_roots_added_at_once_only_one_is_taken(engine):
         assert [isinstance(one, UsageError) for one in added].count(False) == 1, added
 
 
+def test_who_is_due_is_found_by_an_index_whatever_else_there_is(engine):
+    with writing(engine) as connection:
+        now = clocks.now(connection)
+        connection.execute(
+            insert(tenants_table).values(tier="standard", interval_s=1, algorithm="sha256", created_at=now),
+            [
+                {"name": f"t{n}", "root": b"/%d" % n, "next_scan_at": now + timedelta(seconds=n - 9)}
+                for n in range(2000)
+            ],
+        )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+    plans = []
+
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def explain(connection, cursor, statement, parameters, *_):
+        if "next_scan_at" in statement:
+            how = "EXPLAIN " if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
+            plans.append(str(cursor.execute(how + statement, parameters).fetchall()))
+        return statement, parameters
+
+    with reading(engine) as connection:
+        found = tenants.due(connection, now, 100)
+
+    assert len(found) == 10 and found == sorted(found)
+    assert len(plans) == 2 and all("ix_tenants_due" in plan for plan in plans), plans
+
+
 def test_tenants_are_found_by_name_id_and_root(engine):
     first, second = add_tenant(engine, "b"), add_tenant(engine, "a", root=b"/\xff")
 
@@ -139,7 +168,8 @@ def set_next(engine, tenant, when):
 
 def due(engine, limit=100):
     with writing(engine) as connection:
-        return [tenants.by_id(connection, tenant_id).name for tenant_id in tenants.due(connection, limit)]
+        found = tenants.due(connection, clocks.now(connection), limit)
+        return [tenants.by_id(connection, tenant_id).name for tenant_id in found]
 
 
 def test_due_are_enabled_tenants_whose_time_has_come(engine):
@@ -162,11 +192,11 @@ def test_a_tenant_that_never_had_a_time_is_due(engine):
 def test_who_is_due_no_more_is_not_taken(engine):
     ids = {name: add_tenant(engine, name).id for name in "abcd"}
     with writing(engine) as connection:
-        looked_at = tenants.due(connection, 3)
+        looked_at = tenants.due(connection, clocks.now(connection), 3)
         tenants.change(connection, ids["a"], next_scan_at=clock(60))
         tenants.change(connection, ids["b"], enabled=False)
 
-        assert [tenant.name for tenant in tenants.lock_due(connection, looked_at)] == ["c"]
+        assert [tenant.name for tenant in tenants.lock_due(connection, looked_at, clocks.now(connection))] == ["c"]
 
 
 @ONLY_POSTGRES
@@ -174,8 +204,8 @@ def test_two_ticks_at_once_take_different_tenants(engine):
     ids = [add_tenant(engine, name).id for name in "abc"]
 
     with writing(engine) as one, writing(engine) as other:
-        first = [tenant.name for tenant in tenants.lock_due(one, ids[:2])]
-        second = [tenant.name for tenant in tenants.lock_due(other, ids)]
+        first = [tenant.name for tenant in tenants.lock_due(one, ids[:2], clocks.now(one))]
+        second = [tenant.name for tenant in tenants.lock_due(other, ids, clocks.now(one))]
 
     assert (first, second) == (["a", "b"], ["c"])
 
