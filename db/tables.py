@@ -336,6 +336,14 @@ losses = Table(
     sqlite_with_rowid=False,
 )
 
+# A tenant that was removed and of whom rows are left in the tables that go by its id.
+removals = Table(
+    "removals",
+    metadata,
+    Column("tenant_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("since", Instant, nullable=False),
+)
+
 # One row: what may work with this schema besides the release that it was made for.
 compatibility = Table(
     "compatibility",

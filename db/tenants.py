@@ -12,8 +12,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from db import removals
 from db.clock import clock
-from db.tables import changes, directories, directory_ranges, files, scans, tenants
+from db.tables import removals as leaving
+from db.tables import scans, tenants
 from db.types import UsageError
 
 ALGORITHMS = ("sha256", "blake3")
@@ -102,10 +104,20 @@ def add(connection: Connection, *, name: str, root: bytes, tier: str, interval_s
     if by_name(connection, name) is not None:
         raise UsageError(f"tenant {name!r} exists already; choose another name")
     try:
-        connection.execute(insert(tenants).values(created_at=clock(), name=name, root=root, **policy))
+        connection.execute(
+            insert(tenants).values(_id(connection) | {"created_at": clock(), "name": name, "root": root} | policy)
+        )
     except IntegrityError as error:
         raise UsageError(f"tenant {name!r} or its root was registered by somebody else just now") from error
     return get(connection, name)
+
+
+def _id(connection: Connection) -> dict[str, Any]:
+    """SQLite gives the id of the newest out again once that is removed, and it may have left rows."""
+    if connection.dialect.name != "sqlite":
+        return {}
+    newest = [select(func.max(ids)).scalar_subquery() for ids in (tenants.c.id, leaving.c.tenant_id)]
+    return {"id": func.max(*(func.coalesce(one, 0) for one in newest)) + 1}
 
 
 def _checked(**values: Any) -> dict[str, Any]:
@@ -227,13 +239,14 @@ def change(connection: Connection, tenant_id: int, **values: Any) -> None:
 
 
 def remove(connection: Connection, tenant_id: int) -> None:
-    """Forget a tenant and all that is known of it. Its files are not touched."""
+    """Forget a tenant: from here on nobody finds anything of it. What it leaves is deleted by db/removals. Its files
+    are not touched.
+    """
     lock(connection, tenant_id)
     # First the scans with their shards: this waits for every flush under way, and no other can begin.
     connection.execute(delete(scans).where(scans.c.tenant_id == tenant_id))
-    for table in (changes, files, directory_ranges, directories):
-        connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
     connection.execute(delete(tenants).where(tenants.c.id == tenant_id))
+    removals.add(connection, tenant_id)
 
 
 def due(connection: Connection, now: datetime, limit: int) -> Sequence[int]:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 
 from db import clock, scans, tenants
 from db.engine import reading, write
+from orchestrator import removal
 from orchestrator.dispatch import dispatch
 from orchestrator.reaper import reap
 from orchestrator.refill import refill
@@ -38,7 +39,10 @@ def tick(app: App, engine: Engine, settings: Settings) -> int:
             break
     if reaping:
         reap(engine)
-    return dispatch(app, engine, settings)
+    sent = dispatch(app, engine, settings)
+    if reaping:
+        removal.go_on(engine)
+    return sent
 
 
 def _begin(runtime: Runtime, settings: Settings) -> bool:

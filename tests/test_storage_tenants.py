@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import event, insert, select, update
 
-from db import changes, quarantine, scans, shards, tenants, tree
+from db import changes, quarantine, removals, scans, shards, tenants, tree
 from db import clock as clocks
 from db.clock import clock
-from db.engine import reading, writing
+from db.engine import reading, write, writing
 from db.tables import metadata
 from db.tables import tenants as tenants_table
 from db.types import UsageError
+from orchestrator import removal
 from tests.storage import (
     LEASE_S,
     ONLY_POSTGRES,
@@ -24,6 +25,7 @@ from tests.storage import (
     file,
     rows,
     start_scan,
+    tree_rows,
     waits_for_a_lock,
     write_tree,
 )
@@ -235,7 +237,7 @@ def everything(engine):
     return {
         name: rows(engine, table)
         for name, table in metadata.tables.items()
-        if name not in ("id_blocks", "compatibility")
+        if name not in ("id_blocks", "compatibility", "removals")
     }
 
 
@@ -248,8 +250,67 @@ def test_removing_a_tenant_forgets_everything_of_it_and_nothing_of_another(engin
 
     with writing(engine) as connection:
         tenants.remove(connection, tenant.id)
+    removal.finish(engine, tenant.id)
 
     assert everything(engine) == before
+    assert rows(engine, metadata.tables["removals"]) == []
+
+
+def test_what_a_removed_tenant_leaves_is_deleted_in_batches_by_whoever_comes_by(engine, monkeypatch):
+    monkeypatch.setitem(removals.ROWS_AT_ONCE, engine.dialect.name, 10)
+    tenant, other = add_tenant(engine), add_tenant(engine, "other")
+    for one in (tenant, other):
+        write_tree(
+            engine,
+            new_directories=tree_rows(one.id, [b"%d" % n for n in range(12)]),
+            files=[file(one.id, directory, b"%d" % n) for directory in (1, 2, 3) for n in range(7)],
+        )
+    with writing(engine) as connection:
+        tenants.remove(connection, tenant.id)
+        assert tenants.by_id(connection, tenant.id) is None
+
+    batches = []
+    while batch := write(engine, removals.delete_some):
+        batches.append((batch.tenant_id, batch.rows, batch.over))
+
+    # 21 files, 13 directories
+    assert batches == [(tenant.id, rows, rows == 0) for rows in (10, 10, 1, 10, 3, 0)]
+    left = everything(engine)
+    assert (len(left["files"]), len(left["directories"]), len(left["tenants"])) == (21, 13, 1)
+
+
+def test_a_removal_that_was_cut_off_is_ended_by_the_tick(engine, monkeypatch):
+    tenant = add_tenant(engine)
+    fill(engine, tenant)
+    with writing(engine) as connection:
+        tenants.remove(connection, tenant.id)
+
+    assert removal.go_on(engine) > 0
+
+    assert not any(everything(engine).values())
+
+
+def test_a_new_tenant_never_finds_what_a_removed_one_left(engine):
+    tenant = add_tenant(engine)
+    fill(engine, tenant)
+    with writing(engine) as connection:
+        tenants.remove(connection, tenant.id)
+
+    assert add_tenant(engine).id != tenant.id
+
+
+@ONLY_POSTGRES
+def test_two_who_delete_at_once_do_not_wait_for_one_another(engine):
+    for name in "ab":
+        tenant = add_tenant(engine, name)
+        fill(engine, tenant)
+        with writing(engine) as connection:
+            tenants.remove(connection, tenant.id)
+
+    with writing(engine) as one, writing(engine) as other:
+        first, second = removals.delete_some(one), removals.delete_some(other)
+
+    assert first.tenant_id != second.tenant_id
 
 
 @ONLY_POSTGRES
@@ -268,6 +329,7 @@ def test_what_a_worker_is_writing_while_its_tenant_is_removed_is_removed_too(eng
         wait_until(lambda: waits_for_a_lock(engine), 30, "the removal waits for the flush")
         tree.write(connection, tree.TreeBatch(files=[file(tenant.id, 1, b"late")]))
     removing.join(30)
+    removal.finish(engine, tenant.id)
 
     assert not any(everything(engine).values())
 

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+import db.clock
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -14,9 +16,16 @@ def upgrade() -> None:
         "ix_tenants_due", "tenants", ["next_scan_at"],
         postgresql_where=sa.text("enabled"), sqlite_where=sa.text("enabled = 1"),
     )  # fmt: skip
+    op.create_table(
+        "removals",
+        sa.Column("tenant_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("since", db.clock.Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant_id", name=op.f("pk_removals")),
+    )
     op.execute("UPDATE compatibility SET least = '0003'")
 
 
 def downgrade() -> None:
     op.execute("UPDATE compatibility SET least = '0002'")
+    op.drop_table("removals")
     op.drop_index("ix_tenants_due", "tenants")
