@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, delete, insert, or_, select, true
 
 from db.clock import clock
 from db.tables import quarantine, tenants
@@ -52,17 +52,24 @@ def reasons(connection: Connection, tenant_id: int) -> Mapping[bytes, str]:
     return {row.path: row.reason for row in connection.execute(query)}
 
 
-def listed(connection: Connection, tenant_id: int | None) -> Sequence[Quarantined]:
-    """What is in quarantine, of one tenant or of all, by tenant and path."""
+def listed(connection: Connection, tenant_id: int) -> Sequence[Quarantined]:
+    """What is in quarantine of a tenant, by path."""
+    return _listed(connection, quarantine.c.tenant_id == tenant_id)
+
+
+def listed_of_all(connection: Connection) -> Sequence[Quarantined]:
+    """What is in quarantine of every tenant, by tenant and path."""
+    return _listed(connection, true())
+
+
+def _listed(connection: Connection, which: ColumnElement[bool]) -> Sequence[Quarantined]:
     q = quarantine.c
     query = (
         select(tenants.c.name.label("tenant"), q.path, q.reason, q.fence, q.since, q.until)
         .join(tenants, tenants.c.id == q.tenant_id)
-        .where(or_(q.until.is_(None), ~_is_over()))
+        .where(which, or_(q.until.is_(None), ~_is_over()))
         .order_by(tenants.c.name, q.path)
     )
-    if tenant_id is not None:
-        query = query.where(q.tenant_id == tenant_id)
     return [Quarantined(**row) for row in connection.execute(query).mappings()]
 
 

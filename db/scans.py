@@ -109,12 +109,17 @@ def of_tenant(connection: Connection, tenant_id: int, limit: int) -> Sequence[Sc
     return [_scan(row) for row in connection.execute(query.limit(limit)).mappings()]
 
 
-def in_state(connection: Connection, state: ScanState, tenant_id: int | None = None) -> Sequence[Scan]:
-    """All scans in a state, of one tenant or of all."""
-    query = select(*_COLUMNS).where(scans.c.state == state)
-    if tenant_id is not None:
-        query = query.where(scans.c.tenant_id == tenant_id)
-    return [_scan(row) for row in connection.execute(query.order_by(scans.c.requested_at)).mappings()]
+def in_state(connection: Connection, state: ScanState) -> Sequence[Scan]:
+    """All tenants' scans in a state, in the order in which they were asked for."""
+    query = select(*_COLUMNS).where(scans.c.state == state).order_by(scans.c.requested_at)
+    return [_scan(row) for row in connection.execute(query).mappings()]
+
+
+def running_of(connection: Connection, tenant_id: int) -> Scan | None:
+    """The scan of a tenant that runs, if one does."""
+    query = select(*_COLUMNS).where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.RUNNING)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _scan(row)
 
 
 def request_scheduled(connection: Connection, tenant_ids: Sequence[int]) -> None:
@@ -173,12 +178,6 @@ def _is_startable() -> tuple[ColumnElement[bool], ...]:
     running = scans.alias()
     has_one = select(running.c.id).where(running.c.tenant_id == scans.c.tenant_id, running.c.state == ScanState.RUNNING)
     return scans.c.state == ScanState.QUEUED, ~has_one.exists()
-
-
-def any_running(connection: Connection, tenant_id: int) -> bool:
-    """Has the tenant a running scan?"""
-    query = select(scans.c.id).where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.RUNNING)
-    return connection.execute(query).first() is not None
 
 
 def with_nothing_left(connection: Connection) -> Sequence[str]:

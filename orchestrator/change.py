@@ -21,7 +21,7 @@ def change_tenant(connection: Connection, name: str, **values: Any) -> Tenant:
     tenants.change(connection, before.id, **values)
     after = tenants.get(connection, name)
     if any(getattr(before, field) != getattr(after, field) for field in SCANNED_BY):
-        for scan in scans.in_state(connection, ScanState.RUNNING, before.id):
-            if shards.end_early(connection, scan.id, ScanState.CANCELLED, "the tenant was changed meanwhile"):
-                scans.request(connection, before.id, trigger=Trigger(scan.trigger), full=scan.full, verify=scan.verify)
+        scan, why = scans.running_of(connection, before.id), "the tenant was changed meanwhile"
+        if scan is not None and shards.end_early(connection, scan.id, ScanState.CANCELLED, why):
+            scans.request(connection, before.id, trigger=Trigger(scan.trigger), full=scan.full, verify=scan.verify)
     return after

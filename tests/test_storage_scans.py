@@ -317,8 +317,8 @@ def test_a_tenants_scans_are_listed_newest_first(engine, tenant):
         assert [scan.id for scan in scans.of_tenant(connection, tenant.id, 2)] == scan_ids[:0:-1]
         assert len(scans.in_state(connection, ScanState.SUCCEEDED)) == 3
         assert len(scans.in_state(connection, ScanState.QUEUED)) == 1
-        assert scans.in_state(connection, ScanState.QUEUED, tenant.id) == []
-        assert not scans.any_running(connection, tenant.id)
+        assert scans.running_of(connection, tenant.id) is None
+        assert scans.running_of(connection, tenant.id) is None
 
 
 def test_where_a_mount_came_or_went_is_found_among_the_notes(engine, tenant):

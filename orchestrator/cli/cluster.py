@@ -37,7 +37,7 @@ def status(state: str | None, as_json: bool) -> None:
             "running": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.RUNNING)],
             "queued": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.QUEUED)],
             "backlog": shards.backlog(connection),
-            "quarantined": len(quarantine.listed(connection, None)),
+            "quarantined": len(quarantine.listed_of_all(connection)),
         }
     redis_url = settings.redis_url or (running.redis_url if running is not None else None)
     document["workers"] = _workers(settings.model_copy(update={"redis_url": redis_url})) if redis_url else []

@@ -108,8 +108,10 @@ def list_quarantined(name: str | None, state: str | None, as_json: bool) -> None
     settings = settings_of(state)
     refuse_unknown_state(settings)
     with database(settings) as engine, reading(engine) as connection:
-        tenant_id = None if name is None else tenants.get(connection, name).id
-        found = all_quarantined.listed(connection, tenant_id)
+        if name is None:
+            found = all_quarantined.listed_of_all(connection)
+        else:
+            found = all_quarantined.listed(connection, tenants.get(connection, name).id)
     for one in found:
         document: dict[str, Any] = quarantine_document(one)
         if as_json:

@@ -170,7 +170,7 @@ def _to_end(settings: Settings, ask: Callable[[Session], str], as_json: bool) ->
 def _tell_of_another(talking: Session, scan_id: str) -> None:
     with reading(talking.engine) as connection:
         scan = scans.get(connection, scan_id)
-        if scan is not None and scan.state == ScanState.QUEUED and scans.any_running(connection, scan.tenant_id):
+        if scan is not None and scan.state == ScanState.QUEUED and scans.running_of(connection, scan.tenant_id):
             click.echo("a scan of this tenant that is under way, or was cut off, is ended first", err=True)
 
 
