@@ -1,4 +1,6 @@
-"""Celery's beat, which says once that a broker does not take its ticks, and ends on TERM also while that hangs."""
+"""Celery's beat, which says once that a broker does not take its ticks, sends none while nobody takes them, and ends on
+TERM also while the broker hangs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,13 @@ from typing import Any
 
 import celery.apps.beat
 import celery.beat
+import redis
 from celery.beat import SchedulingError
+
+from tasks.app import CONTROL, Runtime
+
+# Over a weekend without a worker it would be a hundred thousand, each expired and still there.
+UNREAD = 10
 
 
 class Scheduler(celery.beat.Scheduler):
@@ -16,11 +24,17 @@ class Scheduler(celery.beat.Scheduler):
         """Send one that is due."""
         outage = self.app.runtime.outage
         try:
-            self.apply_async(entry, producer=producer, advance=False)
-        except SchedulingError as error:
+            if self._unread() < UNREAD:
+                self.apply_async(entry, producer=producer, advance=False)
+        except (SchedulingError, redis.RedisError) as error:
             outage.failed(f"{entry.name} cannot be sent", error)
         else:
             outage.over()
+
+    def _unread(self) -> int:
+        runtime: Runtime = self.app.runtime
+        found: Any = runtime.redis.llen(runtime.keys.queue(CONTROL))
+        return int(found)
 
 
 class Beat(celery.apps.beat.Beat):

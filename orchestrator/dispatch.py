@@ -59,7 +59,7 @@ def _unread(runtime: Runtime) -> int:
     """Messages for shards that nobody has taken: they may have expired long ago, and still be there."""
     with runtime.redis.pipeline(transaction=False) as pipeline:
         for queue in (INTERACTIVE, BULK):
-            pipeline.llen(f"{runtime.settings.redis_prefix}{queue}")
+            pipeline.llen(runtime.keys.queue(queue))
         return sum(pipeline.execute())
 
 

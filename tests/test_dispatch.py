@@ -12,6 +12,7 @@ from db.scans import Scan
 from db.tables import shards as shards_table
 from db.tables import tenants as tenants_table
 from orchestrator import tick as ticks
+from orchestrator.beat import UNREAD, Scheduler
 from orchestrator.dispatch import dispatch
 from tasks import settings as all_settings
 from tasks.app import App, make_app, nudge
@@ -123,3 +124,17 @@ def test_who_wants_a_tick_while_one_is_asked_for_asks_for_no_other(
     ticks.tick(app, engine, app.runtime.settings)
     nudge(app)
     assert redis_client.llen("strandline:control") == 2, "that one may have seen less"
+
+
+def test_beat_sends_no_more_ticks_than_a_few_while_nobody_takes_them(app: App, redis_client: redis.Redis) -> None:
+    scheduler = Scheduler(app=app, lazy=True)
+    scheduler.merge_inplace(app.conf.beat_schedule)
+    [entry] = scheduler.schedule.values()
+
+    for _ in range(3 * UNREAD):
+        scheduler.apply_entry(entry)
+    assert redis_client.llen("strandline:control") == UNREAD
+
+    redis_client.rpop("strandline:control")
+    scheduler.apply_entry(entry)
+    assert redis_client.llen("strandline:control") == UNREAD

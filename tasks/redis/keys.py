@@ -23,6 +23,10 @@ class Keys:
         """Hash {fence, started_at, files}: the last complete scan of a tenant. Expires 30 days after it."""
         return f"{self.prefix}watermark:{tenant_id}"
 
+    def queue(self, name: str) -> str:
+        """List: the messages of a queue of Celery's that nobody has taken yet."""
+        return f"{self.prefix}{name}"
+
     def worker(self, name: str) -> str:
         """String: the slots of a worker that lives. Expires some seconds after its last word."""
         return f"{self.prefix}worker:{name}"
