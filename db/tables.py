@@ -164,6 +164,9 @@ shards = Table(
     Column("suspect_deaths", Integer, nullable=False, server_default=text("0")),  # … and how often in a row
     Column("error", Text),  # of the last failed attempt; none where it died without a word
     Column("place", Text),  # which folder the root was to it: file system and inode
+    _count("directories"),  # listed, with what was in them: those born in this scan once they are written, others …
+    _count("files"),
+    _count("bytes"),  # … once the shard is done, since a retry lists them again
     _count("directories_unchanged"),
     _count("hashed_files"),
     _count("hashed_bytes"),
