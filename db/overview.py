@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, Connection, Interval, case, func, or_, select, type_coerce
 
 from db.clock import Instant, clock, now
+from db.progress import said
 from db.tables import quarantine, scans, shards, tenants
 from db.types import ScanState, ShardState
 
@@ -40,7 +41,7 @@ def counts(connection: Connection) -> Counts:
     total, resting = connection.execute(select(func.count(), paused).select_from(tenants)).one()
     states = (ScanState.RUNNING, ScanState.QUEUED)
     # Each by itself, since each has an index of its own.
-    running, queued = (_count(connection, scans.c.state == state) for state in states)
+    running, queued = (_count(connection, scans.c.state == said(state)) for state in states)
     in_force = or_(quarantine.c.until.is_(None), quarantine.c.until > clock())
     return Counts(int(total), int(resting), running, queued, _count(connection, in_force), backlog(connection))
 
@@ -52,12 +53,12 @@ def _count(connection: Connection, which: ColumnElement[bool]) -> int:
 def backlog(connection: Connection) -> dict[str, int]:
     """Number of open shards by state. Only those of running scans wait: to ask all that ever were would take long."""
     s = shards.c
-    open_ones = select(s.state, func.count()).where(s.state.in_((ShardState.READY, ShardState.LEASED)))
+    open_ones = select(s.state, func.count()).where(s.state.in_([said(ShardState.READY), said(ShardState.LEASED)]))
     found: dict[str, int] = {state: int(count) for state, count in connection.execute(open_ones.group_by(s.state))}
     waiting = (
         select(func.count())
         .select_from(scans.join(shards, s.scan_id == scans.c.id))
-        .where(scans.c.state == ScanState.RUNNING, s.number == 0, s.state == ShardState.WAITING)
+        .where(scans.c.state == said(ScanState.RUNNING), s.number == 0, s.state == ShardState.WAITING)
     )
     found[ShardState.WAITING] = int(connection.execute(waiting).scalar_one())
     return {str(state): found.get(state, 0) for state in (ShardState.WAITING, ShardState.READY, ShardState.LEASED)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, case, func, null, select
+from sqlalchemy import BindParameter, Connection, and_, bindparam, case, func, null, select
 
 from db.clock import clock, now
 from db.tables import scans, shards, tenants
@@ -46,13 +47,20 @@ class Shards(NamedTuple):
     hashed_bytes: int
 
 
+def said(state: StrEnum) -> BindParameter[str]:
+    """The state as a word in the statement, not as a parameter: else SQLite does not see that a partial index is of
+    just these rows, and reads those of all scans that ever were.
+    """
+    return bindparam(None, str(state), literal_execute=True)
+
+
 def running(connection: Connection, limit: int, scan_id: str | None = None) -> Sequence[Running]:
     """Running scans, the longest under way first; or one, if it runs."""
     query = (
         select(scans.c.id, tenants.c.name, tenants.c.tier, scans.c.trigger, scans.c.strategy, scans.c.started_at,
                tenants.c.watermark_files)
         .join(tenants, tenants.c.id == scans.c.tenant_id)
-        .where(scans.c.state == ScanState.RUNNING)
+        .where(scans.c.state == said(ScanState.RUNNING))
         .order_by(scans.c.started_at, scans.c.id)
         .limit(limit)
     )  # fmt: skip
