@@ -55,7 +55,7 @@ def screen(look: Look, width: int, height: int | None) -> Group:
         if count:
             parts += ["", _table(section, count, width)]
             if section.total > count:
-                parts.append(Text(f"… {section.total - count:,} more", style="dim"))
+                parts.append(Text(f"… {section.total - count:,} more", style="dim", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
 
 
