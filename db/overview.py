@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Interval, case, func, or_, select, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, Connection, Interval, and_, case, func, or_, select, type_coerce
 
 from db.clock import Instant, clock, now
 from db.progress import said
@@ -19,6 +19,7 @@ class Counts(NamedTuple):
 
     tenants: int
     paused: int
+    late_total: int  # tenants, see `late`
     running: int  # scans
     queued: int
     quarantined: int  # entries of trees
@@ -37,13 +38,16 @@ class Late(NamedTuple):
 
 def counts(connection: Connection) -> Counts:
     """What there is, in all."""
-    paused = func.coalesce(func.sum(case((tenants.c.enabled, 0), else_=1)), 0)
-    total, resting = connection.execute(select(func.count(), paused).select_from(tenants)).one()
+    t = tenants.c
+    paused = case((t.enabled, 0), else_=1)
+    behind = case((and_(t.enabled, _wanted(connection) < clock()), 1), else_=0)
+    query = select(func.count(), *(func.coalesce(func.sum(one), 0) for one in (paused, behind)))
+    known, resting, late_total = map(int, connection.execute(query.select_from(tenants)).one())
     states = (ScanState.RUNNING, ScanState.QUEUED)
     # Each by itself, since each has an index of its own.
     running, queued = (_count(connection, scans.c.state == said(state)) for state in states)
     in_force = or_(quarantine.c.until.is_(None), quarantine.c.until > clock())
-    return Counts(int(total), int(resting), running, queued, _count(connection, in_force), backlog(connection))
+    return Counts(known, resting, late_total, running, queued, _count(connection, in_force), backlog(connection))
 
 
 def _count(connection: Connection, which: ColumnElement[bool]) -> int:
@@ -69,8 +73,7 @@ def late(connection: Connection, limit: int) -> Sequence[Late]:
     started, or since they were added where there is none.
     """
     t = tenants.c
-    seen = func.coalesce(t.watermark_started_at, t.created_at)
-    wanted = _later(connection, seen, t.interval_s)
+    wanted = _wanted(connection)
     query = (
         select(t.name, t.tier, t.interval_s, t.watermark_started_at, wanted.label("wanted"))
         .where(t.enabled, wanted < clock())
@@ -85,7 +88,10 @@ def late(connection: Connection, limit: int) -> Sequence[Late]:
     ]  # fmt: skip
 
 
-def _later(connection: Connection, moment: Any, seconds: Any) -> ColumnElement[datetime]:
+def _wanted(connection: Connection) -> ColumnElement[datetime]:
+    """When the next complete scan of a tenant should have begun at the latest."""
+    t = tenants.c
+    seen = func.coalesce(t.watermark_started_at, t.created_at)
     if connection.dialect.name == "sqlite":
-        return type_coerce(type_coerce(moment, BigInteger) + seconds * 1_000_000, Instant)
-    return type_coerce(moment + func.make_interval(0, 0, 0, 0, 0, 0, seconds, type_=Interval), Instant)
+        return type_coerce(type_coerce(seen, BigInteger) + t.interval_s * 1_000_000, Instant)
+    return type_coerce(seen + func.make_interval(0, 0, 0, 0, 0, 0, t.interval_s, type_=Interval), Instant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ from tasks.settings import Settings
 ROWS = 50
 # To ask workers costs each of them a little.
 WORKERS_EVERY_S = 5.0
+# A server that hangs says nothing for long before it is an error.
+SILENT_S = 5
 NO_STACK = "no stack runs"
 
 
@@ -70,7 +73,15 @@ class Watcher:
         self._app: tuple[str, App] | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._every_s = 0.0
+        self._answered_s = time.monotonic()
         self.latest = Look()
+
+    @property
+    def silent_s(self) -> int:
+        """Whole seconds since the database answered; 0 while that is nothing to speak of."""
+        seconds = int(time.monotonic() - self._answered_s)
+        return seconds if seconds > self._every_s + SILENT_S else 0
 
     # One pass of each
 
@@ -89,6 +100,7 @@ class Watcher:
                 self.latest, at=datetime.now(UTC), counts=counts, late=late,
                 scans=[(one, found[one.scan_id]) for one in running],
             )  # fmt: skip
+        self._answered_s = time.monotonic()
         self._note(database=None, redis=NO_STACK if self._url is None else self._reader.trouble)
 
     def ask_workers(self) -> None:
@@ -126,6 +138,7 @@ class Watcher:
 
     def begin(self, every_s: float) -> None:
         """Do so from now on, in threads that end with the process: a server that hangs must not hold up a key."""
+        self._every_s = every_s
         for work, pause_s in ((self.look, every_s), (self.ask_workers, WORKERS_EVERY_S)):
             threading.Thread(target=self._repeat, args=(work, pause_s), daemon=True).start()
 

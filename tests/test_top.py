@@ -38,7 +38,7 @@ def look(rows: int = 3, name: str = "tenant", **trouble: str) -> Look:
     ]
     behind = [Late(f"{name}-late-{n}", "standard", 3600, None if n else NOW, 90061.0) for n in range(rows)]
     return Look(
-        at=NOW, counts=Counts(10000, 3, 512, 40, 2, {"waiting": 512, "ready": 6000, "leased": 8}),
+        at=NOW, counts=Counts(10000, 3, 20, 512, 40, 2, {"waiting": 512, "ready": 6000, "leased": 8}),
         scans=[(one, seen) for one in running], late=behind,
         workers=[Worker(f"worker-{n}@host", 4, 4711, 3) for n in range(rows)], trouble=trouble,
     )  # fmt: skip
@@ -58,8 +58,8 @@ def lines(look: Look, width: int, height: int | None = None) -> list[str]:
 def test_nothing_is_wider_than_the_terminal_and_nothing_wraps(width: int) -> None:
     found = lines(look(name="a-name-that-is-very-much-longer-than-any-column-" * 2, database="it is away " * 30), width)
     assert max(map(len, found)) <= width
-    # Header and trouble, then three sections: a blank line, titles, rows, and what is left out of 512.
-    assert len(found) == 4 + 1 + 3 * (2 + 3) + 1
+    # Header and trouble, then three sections: a blank line, titles, rows, and of two what is left out.
+    assert len(found) == 5 + 1 + 3 * (2 + 3) + 2
 
 
 def test_a_wide_terminal_shows_all_and_a_narrow_one_what_matters_most() -> None:
@@ -76,7 +76,7 @@ def test_a_wide_terminal_shows_all_and_a_narrow_one_what_matters_most() -> None:
 @pytest.mark.parametrize("height", [5, 10, 24, 50])
 def test_a_low_terminal_loses_rows_and_says_how_many(height: int) -> None:
     found = lines(look(rows=40), 80, height)
-    assert len(found) <= max(height, 4 + 3 * 3)
+    assert len(found) <= max(height, 5 + 3 * 3)
     if height >= 24:
         shown = [line for line in found if line.startswith("tenant-") and "late" not in line]
         assert f"… {512 - len(shown)} more" in found and shown
@@ -95,6 +95,13 @@ def _fields(look: Look) -> dict[str, object]:
 def test_before_anything_has_answered_it_says_so() -> None:
     assert lines(Look(), 80) == ["strandline  no answer yet", "workers …"]
     assert Look().document()["tenants"] is None and Look().document()["workers"] is None
+
+
+def test_a_database_that_hangs_is_told_of_before_it_is_an_error() -> None:
+    console = Console(width=80, color_system=None)
+    with console.capture() as text:
+        console.print(screen(look(), 80, 24, silent_s=75))
+    assert "has not answered for 1m 15s" in text.get().splitlines()[0]
 
 
 @given(st.integers(-5, 200), st.lists(st.integers(0, 60), max_size=5))
@@ -146,6 +153,7 @@ def test_who_is_late_is_told_by_its_interval_the_latest_first(engine: Engine) ->
     with writing(engine) as connection:
         found = late(connection, 10)
         assert [(one.tenant, round(one.late_s, -1)) for one in found] == [("never", 3540), ("late", 40)]
+        assert counts(connection).late_total == 2
         assert found[0].watermark_started_at is None and len(late(connection, 1)) == 1
 
 
@@ -156,7 +164,7 @@ def test_everything_is_counted(engine: Engine) -> None:
     claimed(engine, start_scan(engine, two, 3))
     with writing(engine) as connection:
         found = counts(connection)
-    assert found[:5] == (2, 1, 1, 0, 0)
+    assert found[:6] == (2, 1, 0, 1, 0, 0)
     assert (found.backlog["waiting"], found.backlog["leased"]) == (1, 1)
 
 

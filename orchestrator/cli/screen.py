@@ -39,9 +39,9 @@ class Section(NamedTuple):
     total: int
 
 
-def screen(look: Look, width: int, height: int | None) -> Group:
-    """All of it; `height` None: as many rows as there are."""
-    header = [Text(line, no_wrap=True, overflow="ellipsis") for line in _header(look)]
+def screen(look: Look, width: int, height: int | None, silent_s: int = 0) -> Group:
+    """All of it; `height` None: as many rows as there are. `silent_s`: so long nothing new was heard."""
+    header = [Text(line, no_wrap=True, overflow="ellipsis") for line in _header(look, silent_s)]
     header += [
         Text(f"{name}: {shown(said)}", style="bold red", no_wrap=True, overflow="ellipsis")
         for name, said in look.trouble.items()
@@ -91,15 +91,15 @@ def _table(section: Section, count: int, width: int) -> Table:
     return table
 
 
-def _header(look: Look) -> list[str]:
+def _header(look: Look, silent_s: int) -> list[str]:
     at = "no answer yet" if look.at is None else f"{look.at.astimezone():%H:%M:%S}"
-    lines = [f"strandline  {at}"]
+    lines = [f"strandline  {at}" + (f"; the database has not answered for {span(silent_s)}" if silent_s else "")]
     if look.counts is not None:
         c, backlog = look.counts, look.counts.backlog
         lines += [
-            f"tenants {c.tenants:,}, {c.paused:,} paused; scans {c.running:,} running, {c.queued:,} queued",
-            f"shards  {backlog['ready']:,} ready, {backlog['leased']:,} leased, {backlog['waiting']:,} waiting; "
-            f"{c.quarantined:,} in quarantine",
+            f"tenants {c.tenants:,}, {c.late_total:,} late, {c.paused:,} paused",
+            f"scans   {c.running:,} running, {c.queued:,} queued; {c.quarantined:,} entries in quarantine",
+            f"shards  {backlog['ready']:,} ready, {backlog['leased']:,} leased, {backlog['waiting']:,} waiting",
         ]
     if look.workers is None:
         return [*lines, "workers …"]
@@ -135,7 +135,7 @@ def _late(look: Look) -> Section:
         Column("COMPLETE SCAN", 2, ages),  # how long ago the last one began
         Column("LATE BY", 1, [span(one.late_s) for one in rows]),
     ]
-    return Section(columns, len(rows), len(rows))
+    return Section(columns, len(rows), max(len(rows), look.counts.late_total if look.counts is not None else 0))
 
 
 def _workers(look: Look) -> Section:

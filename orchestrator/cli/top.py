@@ -96,9 +96,9 @@ def _live(watcher: Watcher, console: Console, every_s: float) -> None:
         drawn: object = None
         key: bytes | None = b""
         while not ended.is_set() and key is not None and b"q" not in key.lower():
-            current = watcher.latest, console.size
+            look, size, silent_s = current = watcher.latest, console.size, watcher.silent_s
             if current != drawn:
-                display.update(screen(watcher.latest, console.width, console.height), refresh=True)
+                display.update(screen(look, size.width, size.height, silent_s), refresh=True)
                 drawn = current
             key = pressed(NOTICED_S)
         watcher.end()
