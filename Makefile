@@ -53,6 +53,11 @@ bench-recovery:  ## Measure how soon the shard of a killed worker is taken over:
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.recovery $(ARGS)
 
+.PHONY: bench-herd
+bench-herd:  ## Measure the schedule and the dispatcher with ten thousand tenants: ARGS="--tenants 10000 --interval 30"
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.herd $(ARGS)
+
 .PHONY: replay
 replay:  ## Follow real projects from release to release: ARGS="--package flask --sdist" (needs rsync, git, a package index)
 	@.ci/venv requirements-test.lock

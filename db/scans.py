@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, case, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
@@ -84,6 +97,12 @@ def lock(connection: Connection, scan_id: str) -> Scan | None:
     return None if row is None else _scan(row)
 
 
+def lock_startable(connection: Connection, tenant_ids: Sequence[int]) -> Sequence[Scan]:
+    """The queued scans of these tenants, but for those that have one running; locked. After the tenants."""
+    query = select(*_COLUMNS).where(scans.c.tenant_id.in_(tenant_ids), *_is_startable()).order_by(scans.c.id)
+    return [_scan(row) for row in connection.execute(query.with_for_update()).mappings()]
+
+
 def of_tenant(connection: Connection, tenant_id: int, limit: int) -> Sequence[Scan]:
     """A tenant's scans, newest first."""
     query = select(*_COLUMNS).where(scans.c.tenant_id == tenant_id).order_by(scans.c.requested_at.desc(), scans.c.id)
@@ -96,6 +115,17 @@ def in_state(connection: Connection, state: ScanState, tenant_id: int | None = N
     if tenant_id is not None:
         query = query.where(scans.c.tenant_id == tenant_id)
     return [_scan(row) for row in connection.execute(query.order_by(scans.c.requested_at)).mappings()]
+
+
+def request_scheduled(connection: Connection, tenant_ids: Sequence[int]) -> None:
+    """Ask for a scan of each by the schedule, where none is queued: one that is will do."""
+    if tenant_ids:
+        insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        connection.execute(
+            insert_into(scans).values(requested_at=clock()).on_conflict_do_nothing(),
+            [{"id": new_scan_id(), "tenant_id": tenant_id, "trigger": Trigger.SCHEDULE, "state": ScanState.QUEUED}
+             for tenant_id in tenant_ids],
+        )  # fmt: skip
 
 
 def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: bool = False, verify: bool = False,
@@ -135,14 +165,14 @@ def _must(scan: Scan | None) -> Scan:
 
 def startable(connection: Connection, limit: int) -> Sequence[tuple[str, int]]:
     """Queued scans whose tenant has none running, as (scan, tenant), longest waiting first."""
-    running = select(scans.c.tenant_id).where(scans.c.state == ScanState.RUNNING)
-    query = (
-        select(scans.c.id, scans.c.tenant_id)
-        .where(scans.c.state == ScanState.QUEUED, scans.c.tenant_id.not_in(running))
-        .order_by(scans.c.requested_at)
-        .limit(limit)
-    )
+    query = select(scans.c.id, scans.c.tenant_id).where(*_is_startable()).order_by(scans.c.requested_at).limit(limit)
     return [(row.id, row.tenant_id) for row in connection.execute(query)]
+
+
+def _is_startable() -> tuple[ColumnElement[bool], ...]:
+    running = scans.alias()
+    has_one = select(running.c.id).where(running.c.tenant_id == scans.c.tenant_id, running.c.state == ScanState.RUNNING)
+    return scans.c.state == ScanState.QUEUED, ~has_one.exists()
 
 
 def any_running(connection: Connection, tenant_id: int) -> bool:
@@ -166,16 +196,25 @@ def with_nothing_left(connection: Connection) -> Sequence[str]:
     return [str(row.scan_id) for row in connection.execute(query)]
 
 
-def set_running(connection: Connection, scan_id: str, *, fence: int, strategy: Strategy, reason: str,
-                verified: tuple[int, int] = (0, 0)) -> bool:  # fmt: skip
-    """Queued → running; `verified`: whose turn it is to be verified. False where it is no longer queued."""
-    query = (
-        update(scans)
-        .where(scans.c.id == scan_id, scans.c.state == ScanState.QUEUED)
-        .values(state=ScanState.RUNNING, fence=fence, strategy=strategy, reason=reason, started_at=clock(),
-                verify_from=verified[0], verify_to=verified[1])
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a scan is given at its start; `verified`: whose turn it is to be verified, see orchestrator/verification."""
+
+    scan_id: str
+    fence: int
+    strategy: Strategy
+    reason: str
+    verified: tuple[int, int] = (0, 0)
+
+
+def set_running(connection: Connection, begun: Sequence[Beginning]) -> None:
+    """Queued → running. The caller holds the locks of the scans, and of their tenants."""
+    query = update(scans).where(scans.c.id == bindparam("scan"), scans.c.state == ScanState.QUEUED)
+    connection.execute(
+        query.values(state=ScanState.RUNNING, started_at=clock()),
+        [{"scan": one.scan_id, "fence": one.fence, "strategy": one.strategy, "reason": one.reason,
+          "verify_from": one.verified[0], "verify_to": one.verified[1]} for one in begun],
     )  # fmt: skip
-    return connection.execute(query).rowcount == 1
 
 
 def cancel_queued(connection: Connection, scan_id: str) -> bool:

@@ -13,20 +13,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, insert, or_, select, update
 
-from db import clock as clocks
 from db import scans
 from db.clock import clock
-from db.tables import scans as scans_table
-from db.tables import shards, tenants
+from db.tables import shards
 from db.types import SETTLED_SHARDS, LeaseLost, ScanState, ShardState
 
 FINISH = 0
 # Changes of one shard are numbered below this.
 NUMBERS_PER_SHARD = 1 << 32
-# What one worker may not take another may.
-PUT_BACK_FOR_S = 2.0
-# The advisory lock of whoever fills the window.
-_DISPATCHING = 0x7374726E646C6E
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,47 +46,31 @@ class Lease:
     hashed_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Sendable:
-    """A ready shard that the dispatcher may send."""
-
-    scan_id: str
-    number: int
-    tenant_id: int
-    queue: str
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A running scan, for whoever decides whose shards are sent: `ready` may be, `in_flight` are sent or leased.
-    `waited_s`: seconds since a shard of its tenant was sent last, or since it was started.
+def add_first(connection: Connection, begun: Sequence[tuple[scans.Scan, str, Sequence[str]]]) -> None:
+    """The shards of scans that are being started, as (scan, queue, frontiers): the finish, which waits for the others,
+    and one ready for each frontier.
     """
-
-    scan_id: str
-    tier: str
-    trigger: str
-    ready: int
-    in_flight: int
-    waited_s: float
+    _insert(connection, [
+        row for scan, queue, frontiers in begun
+        for row in (_row(scan, FINISH, "{}", queue, ShardState.WAITING), *_ready(scan, FINISH + 1, frontiers, queue))
+    ])  # fmt: skip
 
 
 def add(connection: Connection, scan: scans.Scan, frontiers: Sequence[str], queue: str) -> list[int]:
-    """New ready shards of a running scan, one for each frontier; their numbers. The caller holds the scan's lock."""
+    """More ready shards of a running scan, one for each frontier; their numbers. The caller holds the scan's lock."""
     if not frontiers:
         return []
-    top = connection.execute(select(func.max(shards.c.number)).where(shards.c.scan_id == scan.id)).scalar()
-    first = FINISH + 1 if top is None else top + 1
-    connection.execute(
-        insert(shards).values(not_before=clock()),
-        [_row(scan, first + i, frontier, queue, ShardState.READY) for i, frontier in enumerate(frontiers)],
-    )
-    return list(range(first, first + len(frontiers)))
+    top = connection.execute(select(func.max(shards.c.number)).where(shards.c.scan_id == scan.id)).scalar_one()
+    _insert(connection, _ready(scan, top + 1, frontiers, queue))
+    return list(range(top + 1, top + 1 + len(frontiers)))
 
 
-def add_finish(connection: Connection, scan: scans.Scan, queue: str) -> None:
-    """Shard 0, waiting for all the others."""
-    row = _row(scan, FINISH, "{}", queue, ShardState.WAITING)
-    connection.execute(insert(shards).values(not_before=clock(), **row))
+def _insert(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    connection.execute(insert(shards).values(not_before=clock()), rows)
+
+
+def _ready(scan: scans.Scan, first: int, frontiers: Sequence[str], queue: str) -> list[dict[str, Any]]:
+    return [_row(scan, first + i, frontier, queue, ShardState.READY) for i, frontier in enumerate(frontiers)]
 
 
 def _row(scan: scans.Scan, number: int, frontier: str, queue: str, state: ShardState) -> dict[str, Any]:
@@ -307,86 +285,9 @@ def places(connection: Connection, scan_id: str) -> set[str]:
     return {str(row.place) for row in connection.execute(query)}
 
 
-def _is_sendable() -> ColumnElement[bool]:
-    """Ready, or left by a dead holder, and without a message under way."""
-    s = shards.c
-    nothing_under_way = or_(s.sent_until.is_(None), s.sent_until <= clock())
-    left_by_a_dead_holder = and_(s.state == ShardState.LEASED, s.lease_until < clock())
-    return and_(or_(s.state == ShardState.READY, left_by_a_dead_holder), nothing_under_way, s.not_before <= clock())
-
-
-def _is_in_flight() -> ColumnElement[bool]:
-    """Leased, or sent and not yet expired. An expired lease counted would fill the window for ever once as many workers
-    died: nothing more were sent, and so nobody took over.
-    """
-    s = shards.c
-    return or_(and_(s.state == ShardState.LEASED, s.lease_until >= clock()), s.sent_until > clock())
-
-
-def contenders(connection: Connection) -> Sequence[Contender]:
-    """The running scans that have shards to send, or under way. Whoever asks dispatches alone until the transaction
-    ends, so that two do not fill the same room.
-    """
-    if connection.dialect.name == "postgresql":  # on SQLite there is one writer
-        connection.execute(select(func.pg_advisory_xact_lock(_DISPATCHING)))
-    s, now = shards.c, clocks.now(connection)
-    query = (
-        select(s.scan_id, tenants.c.tier, scans_table.c.trigger, tenants.c.served_at, scans_table.c.started_at,
-               func.count().filter(_is_sendable()).label("ready"),
-               func.count().filter(_is_in_flight()).label("in_flight"))
-        .join(tenants, tenants.c.id == s.tenant_id)
-        .join(scans_table, scans_table.c.id == s.scan_id)
-        .where(s.state.in_((ShardState.READY, ShardState.LEASED)), scans_table.c.state == ScanState.RUNNING)
-        .group_by(s.scan_id, tenants.c.tier, scans_table.c.trigger, tenants.c.served_at, scans_table.c.started_at)
-    )  # fmt: skip
-    return [
-        Contender(row.scan_id, row.tier, row.trigger, row.ready, row.in_flight,
-                  (now - max(row.served_at or row.started_at, row.started_at)).total_seconds())
-        for row in connection.execute(query)
-    ]  # fmt: skip
-
-
-def sendable(connection: Connection, limit: int, scan_id: str | None = None) -> Sequence[Sendable]:
-    """Shards of running scans, or of one, that may be sent now; locked."""
-    s = shards.c
-    query = (
-        select(s.scan_id, s.number, s.tenant_id, s.queue)
-        .join(scans_table, scans_table.c.id == s.scan_id)
-        .where(_is_sendable(), scans_table.c.state == ScanState.RUNNING)
-        .order_by(s.scan_id, s.number)
-        .limit(limit)
-        .with_for_update(of=shards, skip_locked=True)
-    )
-    if scan_id is not None:
-        query = query.where(s.scan_id == scan_id)
-    return [Sendable(**row) for row in connection.execute(query).mappings()]
-
-
-def mark_sent(connection: Connection, sent: Sequence[Sendable], expires_s: float | None) -> None:
-    """Note that messages for these are under way for `expires_s`; None: they are not, after all."""
-    s = shards.c
-    until = None if expires_s is None else clock(expires_s)
-    for shard in sent:
-        connection.execute(
-            update(shards).where(s.scan_id == shard.scan_id, s.number == shard.number).values(sent_until=until)
-        )
-
-
 def is_scan_id(text: str) -> bool:
     """Could it be the id of a scan?"""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
-
-
-def put_back(connection: Connection, scan_id: str, number: int) -> None:
-    """A message for a ready shard came to somebody who may not take it: let it be sent again, a little later."""
-    s = shards.c
-    query = update(shards).where(s.scan_id == scan_id, s.number == number, s.state == ShardState.READY)
-    connection.execute(query.values(sent_until=None, not_before=clock(PUT_BACK_FOR_S)))
-
-
-def forget_sent(connection: Connection) -> int:
-    """No message is under way any more, or none that one could rely on; how many were."""
-    return connection.execute(update(shards).where(shards.c.sent_until.is_not(None)).values(sent_until=None)).rowcount

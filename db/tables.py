@@ -82,6 +82,7 @@ tenants = Table(
     _count("verify_place"),  # … and this is where, in 32 bits of the places of directories
     _count("silent_changes"),  # found by verification under an equal stat, since ever
     CheckConstraint("interval_s > 0", name="interval_s"),
+    Index("ix_tenants_due", "next_scan_at", postgresql_where=text("enabled"), sqlite_where=text("enabled = 1")),
 )
 
 # One numbered pass over a tenant. At most one is queued and one running; its changes are visible once it has ended.
@@ -336,6 +337,14 @@ losses = Table(
     Column("reason", String(16)),  # of what is gone
     Column("counted", Boolean, nullable=False),  # by the guard
     sqlite_with_rowid=False,
+)
+
+# A tenant that was removed and of whom rows are left in the tables that go by its id.
+removals = Table(
+    "removals",
+    metadata,
+    Column("tenant_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("since", Instant, nullable=False),
 )
 
 # One row: what may work with this schema besides the release that it was made for.

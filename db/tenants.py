@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from db import removals
 from db.clock import clock
-from db.tables import changes, directories, directory_ranges, files, scans, tenants
+from db.tables import removals as leaving
+from db.tables import scans, tenants
 from db.types import UsageError
 
 ALGORITHMS = ("sha256", "blake3")
@@ -102,10 +104,20 @@ def add(connection: Connection, *, name: str, root: bytes, tier: str, interval_s
     if by_name(connection, name) is not None:
         raise UsageError(f"tenant {name!r} exists already; choose another name")
     try:
-        connection.execute(insert(tenants).values(created_at=clock(), name=name, root=root, **policy))
+        connection.execute(
+            insert(tenants).values(_id(connection) | {"created_at": clock(), "name": name, "root": root} | policy)
+        )
     except IntegrityError as error:
         raise UsageError(f"tenant {name!r} or its root was registered by somebody else just now") from error
     return get(connection, name)
+
+
+def _id(connection: Connection) -> dict[str, Any]:
+    """SQLite gives the id of the newest out again once that is removed, and it may have left rows."""
+    if connection.dialect.name != "sqlite":
+        return {}
+    newest = [select(func.max(ids)).scalar_subquery() for ids in (tenants.c.id, leaving.c.tenant_id)]
+    return {"id": func.max(*(func.coalesce(one, 0) for one in newest)) + 1}
 
 
 def _checked(**values: Any) -> dict[str, Any]:
@@ -227,35 +239,52 @@ def change(connection: Connection, tenant_id: int, **values: Any) -> None:
 
 
 def remove(connection: Connection, tenant_id: int) -> None:
-    """Forget a tenant and all that is known of it. Its files are not touched."""
+    """Forget a tenant: from here on nobody finds anything of it. What it leaves is deleted by db/removals. Its files
+    are not touched.
+    """
     lock(connection, tenant_id)
     # First the scans with their shards: this waits for every flush under way, and no other can begin.
     connection.execute(delete(scans).where(scans.c.tenant_id == tenant_id))
-    for table in (changes, files, directory_ranges, directories):
-        connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
     connection.execute(delete(tenants).where(tenants.c.id == tenant_id))
+    removals.add(connection, tenant_id)
 
 
-def due(connection: Connection, limit: int) -> Sequence[int]:
+def due(connection: Connection, now: datetime, limit: int) -> Sequence[int]:
     """The ids of enabled tenants whose next scan's time has come or was never set; who has waited longest first."""
-    query = select(tenants.c.id).where(*_is_due()).order_by(tenants.c.next_scan_at, tenants.c.id).limit(limit)
-    return list(connection.execute(query).scalars())
+    t = tenants.c
+    never_set = select(t.id).where(t.enabled, t.next_scan_at.is_(None)).limit(limit)
+    found = list(connection.execute(never_set).scalars())
+    come = select(t.id).where(t.enabled, t.next_scan_at <= now).order_by(t.next_scan_at).limit(limit - len(found))
+    return found + list(connection.execute(come).scalars())
 
 
-def lock_due(connection: Connection, tenant_ids: Sequence[int]) -> Sequence[Tenant]:
-    """Those of these that are due still, locked; those that another tick holds are left to it."""
-    query = select(*_COLUMNS).where(tenants.c.id.in_(tenant_ids), *_is_due()).order_by(tenants.c.id)
-    return [_tenant(row) for row in connection.execute(query.with_for_update(skip_locked=True)).mappings()]
+def lock_due(connection: Connection, tenant_ids: Sequence[int], now: datetime) -> Sequence[Tenant]:
+    """Those of these that are due still, locked; those that another holds are left to him."""
+    t = tenants.c
+    return _lock(connection, t.id.in_(tenant_ids), t.enabled, or_(t.next_scan_at.is_(None), t.next_scan_at <= now))
 
 
-def _is_due() -> tuple[ColumnElement[bool], ...]:
-    return tenants.c.enabled, or_(tenants.c.next_scan_at.is_(None), tenants.c.next_scan_at <= clock())
+def lock_free(connection: Connection, tenant_ids: Sequence[int]) -> Sequence[Tenant]:
+    """Those of these that nobody holds, locked."""
+    return _lock(connection, tenants.c.id.in_(tenant_ids))
 
 
-def next_fence(connection: Connection, tenant_id: int) -> int:
-    """Take the tenant's next fence."""
-    query = update(tenants).where(tenants.c.id == tenant_id).values(fence=tenants.c.fence + 1)
-    return int(connection.execute(query.returning(tenants.c.fence)).scalar_one())
+def _lock(connection: Connection, *which: ColumnElement[bool]) -> Sequence[Tenant]:
+    query = select(*_COLUMNS).where(*which).order_by(tenants.c.id).with_for_update(skip_locked=True)
+    return [_tenant(row) for row in connection.execute(query).mappings()]
+
+
+def schedule(connection: Connection, slots: Mapping[int, datetime]) -> None:
+    """Set when the schedule wants the next scan of each of these."""
+    query = update(tenants).where(tenants.c.id == bindparam("tenant")).values(next_scan_at=bindparam("slot"))
+    if slots:
+        connection.execute(query, [{"tenant": tenant_id, "slot": slot} for tenant_id, slot in slots.items()])
+
+
+def next_fences(connection: Connection, tenant_ids: Sequence[int]) -> dict[int, int]:
+    """Take the next fence of each of these."""
+    query = update(tenants).where(tenants.c.id.in_(tenant_ids)).values(fence=tenants.c.fence + 1)
+    return {row.id: row.fence for row in connection.execute(query.returning(tenants.c.id, tenants.c.fence))}
 
 
 def note_verified(
@@ -298,8 +327,3 @@ def note_root(connection: Connection, tenant_id: int, *, filesystem: str, inode:
         (tenants.c.filesystem.is_distinct_from(filesystem)) | (tenants.c.root_inode.is_distinct_from(inode)),
     )
     connection.execute(query.values(filesystem=filesystem, root_inode=inode))
-
-
-def note_served(connection: Connection, tenant_ids: Sequence[int]) -> None:
-    """Remember that shards of these tenants were sent just now."""
-    connection.execute(update(tenants).where(tenants.c.id.in_(tenant_ids)).values(served_at=clock()))

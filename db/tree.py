@@ -154,30 +154,32 @@ def take_block(connection: Connection) -> int:
     return int(connection.execute(query.returning(id_blocks.c.next)).scalar_one()) - 1
 
 
-def root_of(connection: Connection, tenant_id: int) -> int | None:
-    """The id of the tenant's root directory, if it has one yet."""
+class Size(NamedTuple):
+    """How much is known of a tenant: entries as ranges are cut by (see DIRECTORY_ENTRIES), bytes of all its files."""
+
+    entries: int
+    bytes: int
+
+
+def sizes(connection: Connection, tenant_ids: Sequence[int]) -> dict[int, Size]:
+    """How much is known of each of these tenants, as last listed; those of whom nothing is are left out."""
     d = directories.c
-    found = connection.execute(select(d.id).where(d.tenant_id == tenant_id, d.parent_id.is_(None))).scalar()
-    return None if found is None else int(found)
+    query = select(d.tenant_id, func.sum(d.files) + DIRECTORY_ENTRIES * func.count(), func.sum(d.bytes))
+    found = connection.execute(query.where(d.tenant_id.in_(tenant_ids)).group_by(d.tenant_id))
+    return {tenant_id: Size(int(entries), int(size)) for tenant_id, entries, size in found}
 
 
-def size_of(connection: Connection, tenant_id: int) -> int:
-    """Bytes of all the tenant's files, as last listed."""
-    d = directories.c
-    return int(
-        connection.execute(select(func.coalesce(func.sum(d.bytes), 0)).where(d.tenant_id == tenant_id)).scalar_one()
-    )
-
-
-def add_root(connection: Connection, tenant_id: int, fence: int) -> int:
-    """The row of a tenant's root, owned by shard 1 of its first scan."""
-    number = take_block(connection) * IDS_PER_BLOCK
-    connection.execute(
-        insert(directories).values(
-            tenant_id=tenant_id, id=number, name=b"", path=b"", order_key=b"", born=fence, owner=1
-        )
-    )
-    return number
+def add_roots(connection: Connection, fences: Mapping[int, int]) -> None:
+    """The root's row of each of these tenants (not more than IDS_PER_BLOCK), owned by shard 1 of its first scan; by
+    tenant, that scan's fence.
+    """
+    if fences:
+        first = take_block(connection) * IDS_PER_BLOCK
+        connection.execute(
+            insert(directories).values(name=b"", path=b"", order_key=b"", owner=1),
+            [{"tenant_id": tenant_id, "id": first + i, "born": fence}
+             for i, (tenant_id, fence) in enumerate(fences.items())],
+        )  # fmt: skip
 
 
 _KNOWN = [

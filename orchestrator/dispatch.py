@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import redis
 from sqlalchemy import Connection, Engine
 
-from db import shards, tenants
+from db import sending
 from db.engine import write
-from db.shards import FINISH, Sendable
+from db.sending import Sendable
+from db.shards import FINISH
 from orchestrator.fairness import allot
+from orchestrator.windows import Windows
 from tasks import release
-from tasks.app import EXPIRES_S, App
-from tasks.redis import mark
+from tasks.app import BULK, EXPIRES_S, INTERACTIVE, App, Runtime
+from tasks.redis import mark, presence
 from tasks.redis.connection import BROKER_ERRORS
 from tasks.settings import Settings
 
@@ -25,37 +27,50 @@ def dispatch(app: App, engine: Engine, settings: Settings) -> int:
     """Send as many ready shards as the windows have room for; how many. They are marked before they are sent, and
     unmarked where the broker does not answer: a message too many does no harm, one too few costs a tick.
     """
-    outage = app.runtime.outage
+    runtime, outage = app.runtime, app.runtime.outage
     try:
-        mark.look(app.runtime.redis, app.runtime.keys, lambda: _forget(engine))
+        mark.look(runtime.redis, runtime.keys, lambda: _forget(engine))
+        slots = presence.slots(runtime.redis, runtime.keys)
+        unread = _unread(runtime)
     except redis.RedisError as error:
         outage.failed("nothing can be sent", error)
         return 0
-    batch = write(engine, _mark, settings)
+    windows = Windows(slots, settings.window, settings.scan_window)
+    batch = write(engine, _mark, windows, settings.ageing_s, unread)
     if not batch:
         return 0
     try:
         _send(app, batch)
     except BROKER_ERRORS as error:
         outage.failed("nothing can be sent", error)
-        write(engine, shards.mark_sent, batch, None)
+        write(engine, sending.mark_sent, batch, None)
         return 0
     outage.over()
     return len(batch)
 
 
 def _forget(engine: Engine) -> None:
-    forgotten = write(engine, shards.forget_sent)
+    forgotten = write(engine, sending.forget_sent)
     if forgotten:
         log.warning("what was sent may be lost with Redis or a connection to it: %d shards are sent again", forgotten)
 
 
-def _mark(connection: Connection, settings: Settings) -> Sequence[Sendable]:
-    given = allot(shards.contenders(connection), settings.window, settings.scan_window, settings.ageing_s)
-    batch = [shard for scan_id, number in given.items() for shard in shards.sendable(connection, number, scan_id)]
+def _unread(runtime: Runtime) -> int:
+    """Messages for shards that nobody has taken: they may have expired long ago, and still be there."""
+    with runtime.redis.pipeline(transaction=False) as pipeline:
+        for queue in (INTERACTIVE, BULK):
+            pipeline.llen(f"{runtime.settings.redis_prefix}{queue}")
+        return sum(pipeline.execute())
+
+
+def _mark(connection: Connection, windows: Windows, ageing_s: float, unread: int) -> Sequence[Sendable]:
+    running = sending.contenders(connection, windows.in_all)
+    given = allot(running, windows, ageing_s, unread)
+    if given:
+        sending.note_served(connection, [one.tenant_id for one in running if one.scan_id in given])
+    batch = sending.sendable(connection, given)
     if batch:
-        shards.mark_sent(connection, batch, EXPIRES_S)
-        tenants.note_served(connection, [shard.tenant_id for shard in batch])
+        sending.mark_sent(connection, batch, EXPIRES_S)
     return batch
 
 

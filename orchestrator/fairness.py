@@ -12,9 +12,10 @@ import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from db.shards import Contender
+from db.sending import Contender
 from db.tenants import TIERS
 from db.types import Trigger
+from orchestrator.windows import Windows
 
 # One slot in so many is kept for those that others overtake.
 KEPT = 4
@@ -27,26 +28,27 @@ def priority(one: Contender) -> int:
     return 0 if one.trigger == Trigger.REQUEST else 1 + TIERS.index(one.tier)
 
 
-def allot(running: Sequence[Contender], window: int, scan_window: int, ageing_s: float) -> Mapping[str, int]:
-    """How many shards of each scan to send now: `window` may be in flight in all, `scan_window` of one scan."""
-    free = window - sum(one.in_flight for one in running)
-    waiting = [one for one in running if _room(one, scan_window)]
-    given = Counter(one.scan_id for one in _overtaken(running, waiting, window, ageing_s)[: max(free, 0)])
+def allot(running: Sequence[Contender], windows: Windows, ageing_s: float, unread: int = 0) -> Mapping[str, int]:
+    """How many shards of each scan to send now. `unread` messages lie in the broker, some of them in vain maybe."""
+    free = windows.in_all - max(unread, sum(one.in_flight for one in running))
+    room = {one.scan_id: _room(one, windows, alone=len(running) == 1) for one in running}
+    waiting = [one for one in running if room[one.scan_id]]
+    given = Counter(one.scan_id for one in _overtaken(running, waiting, windows.in_all, ageing_s)[: max(free, 0)])
     free -= given.total()
     turns = [(priority(one), one.in_flight + given[one.scan_id], -one.waited_s, n) for n, one in enumerate(waiting)]
     heapq.heapify(turns)
     while free > 0 and turns:
         rank, under_way, waited_s, n = heapq.heappop(turns)
         one = waiting[n]
-        if given[one.scan_id] < _room(one, scan_window):
+        if given[one.scan_id] < room[one.scan_id]:
             given[one.scan_id] += 1
             free -= 1
             heapq.heappush(turns, (rank, under_way + 1, waited_s, n))
     return +given
 
 
-def _room(one: Contender, scan_window: int) -> int:
-    return max(0, min(one.ready, scan_window - one.in_flight))
+def _room(one: Contender, windows: Windows, *, alone: bool) -> int:
+    return max(0, min(one.ready, windows.of_one(one.done, alone=alone) - one.in_flight))
 
 
 def _overtaken(

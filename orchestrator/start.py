@@ -1,14 +1,16 @@
-"""Starting a scan: queued → running, with its fence, its strategy and its first shards, in one transaction."""
+"""Starting scans: queued → running, each with its fence, its strategy and its first shards, many in one transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
 from db import clock, scans, shards, tenants, tree
 from db.engine import reading, write
-from db.scans import Scan
+from db.scans import Beginning, Scan
 from db.tenants import Tenant
 from db.types import Strategy, Trigger
 from orchestrator.verification import share
@@ -16,7 +18,17 @@ from tasks.app import BULK, INTERACTIVE
 from tasks.frontier import Frontier, ranges
 from tasks.settings import Settings
 
-STARTED_AT_ONCE = 100
+STARTED_AT_ONCE = 200
+# Shard 1 of a first scan owns the root.
+_FIRST = (Frontier().dump(),)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the index holds of a tenant: bytes of its files, and frontiers that share its directories out."""
+
+    bytes: int
+    frontiers: Sequence[str]
 
 
 def choose(scan: Scan, tenant: Tenant, has_directories: bool) -> tuple[Strategy, str]:
@@ -35,41 +47,63 @@ def choose(scan: Scan, tenant: Tenant, has_directories: bool) -> tuple[Strategy,
 
 
 def start_queued(engine: Engine, settings: Settings) -> int:
-    """Start queued scans of tenants that have none running; how many."""
+    """Start queued scans of tenants that have none running, those that wait longest; how many."""
     with reading(engine) as connection:
         waiting = scans.startable(connection, STARTED_AT_ONCE)
-    return sum(start(engine, scan_id, tenant_id, settings) for scan_id, tenant_id in waiting)
+    return start(engine, [tenant_id for _, tenant_id in waiting], settings)
 
 
-def start(engine: Engine, scan_id: str, tenant_id: int, settings: Settings) -> bool:
-    """Start one scan. False where somebody else was first, or the tenant has one running: that is no error."""
-    return write(engine, _start, scan_id, tenant_id, settings)
+def start(engine: Engine, tenant_ids: Sequence[int], settings: Settings) -> int:
+    """Start the queued scans of these tenants; how many. Somebody else may be first, or a tenant have one running: that
+    is no error.
+    """
+    if not tenant_ids:
+        return 0
+    with reading(engine) as connection:
+        known = _known(connection, tenant_ids, settings.shard_entries)
+    return write(engine, _start, tenant_ids, known, settings)
 
 
-def _start(connection: Connection, scan_id: str, tenant_id: int, settings: Settings) -> bool:
-    tenants.lock(connection, tenant_id)
-    # Locked, not only read: a request that widens it meanwhile must find it started, and queue another.
-    scan, tenant = scans.lock(connection, scan_id), tenants.by_id(connection, tenant_id)
-    if scan is None or tenant is None or scans.any_running(connection, tenant_id):
-        return False
-    root = tree.root_of(connection, tenant_id)
-    strategy, reason = choose(scan, tenant, root is not None)
-    fence = tenants.next_fence(connection, tenant_id)
-    verified = share(tenant, clock.now(connection), tree.size_of(connection, tenant_id), settings)
-    if not scans.set_running(connection, scan_id, fence=fence, strategy=strategy, reason=reason, verified=verified):
-        connection.rollback()
-        return False
-    running = scans.get(connection, scan_id)
-    assert running is not None
-    queue = INTERACTIVE if scan.trigger == Trigger.REQUEST else BULK
-    shards.add_finish(connection, running, queue)
-    if root is None:
-        tree.add_root(connection, tenant_id, fence)
-    shards.add(connection, running, _frontiers(connection, tenant_id, root, settings.shard_entries), queue)
-    return True
+def _known(connection: Connection, tenant_ids: Sequence[int], shard_entries: int) -> Mapping[int, Known]:
+    """By tenant; those are left out of whom nothing is known yet."""
+    if not tenant_ids:
+        return {}
+    found = {}
+    for tenant_id, size in tree.sizes(connection, tenant_ids).items():
+        cuts = tree.cuts(connection, tenant_id, shard_entries) if size.entries > shard_entries else []
+        found[tenant_id] = Known(size.bytes, [frontier.dump() for frontier in ranges(cuts)])
+    return found
 
 
-def _frontiers(connection: Connection, tenant_id: int, root: int | None, shard_entries: int) -> Sequence[str]:
-    if root is None:
-        return [Frontier().dump()]  # shard 1 owns the root
-    return [frontier.dump() for frontier in ranges(tree.cuts(connection, tenant_id, shard_entries))]
+def _start(connection: Connection, tenant_ids: Sequence[int], known: Mapping[int, Known], settings: Settings) -> int:
+    free = {tenant.id: tenant for tenant in tenants.lock_free(connection, tenant_ids)}
+    # Locked, not only read: a request that widens one meanwhile must find it started, and queue another.
+    startable = scans.lock_startable(connection, list(free))
+    if not startable:
+        return 0
+    now, fences = clock.now(connection), tenants.next_fences(connection, [scan.tenant_id for scan in startable])
+    # That there is nothing yet is only certain now: a tenant has one root.
+    unknown = [scan.tenant_id for scan in startable if scan.tenant_id not in known]
+    known = {**known, **_known(connection, unknown, settings.shard_entries)}
+    begun = [replace(scan, fence=fences[scan.tenant_id]) for scan in startable]
+    scans.set_running(
+        connection, [_beginning(scan, free[scan.tenant_id], known.get(scan.tenant_id), now, settings) for scan in begun]
+    )
+    tree.add_roots(connection, {id_: fence for id_, fence in fences.items() if id_ not in known})
+    shards.add_first(connection, [(scan, _queue(scan), _frontiers(known.get(scan.tenant_id))) for scan in begun])
+    return len(begun)
+
+
+def _beginning(scan: Scan, tenant: Tenant, known: Known | None, now: datetime, settings: Settings) -> Beginning:
+    strategy, reason = choose(scan, tenant, known is not None)
+    verified = share(tenant, now, known.bytes if known is not None else 0, settings)
+    assert scan.fence is not None
+    return Beginning(scan.id, scan.fence, strategy, reason, verified)
+
+
+def _queue(scan: Scan) -> str:
+    return INTERACTIVE if scan.trigger == Trigger.REQUEST else BULK
+
+
+def _frontiers(known: Known | None) -> Sequence[str]:
+    return _FIRST if known is None else known.frontiers

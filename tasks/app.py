@@ -115,11 +115,16 @@ def make_app(settings: Settings) -> App:
 
 
 def nudge(app: Celery) -> None:
-    """Ask for a tick now, since there may be something to send; without a broker beat's next one does it."""
+    """Ask for a tick now, since there may be something to send; without a broker beat's next one does it.
+
+    One that is asked for and has not begun will see what this one would.
+    """
     runtime: Runtime = app.runtime
     if runtime.outage.paused:
         return
     try:
+        if not runtime.redis.set(runtime.keys.nudged(), "1", nx=True, px=round(runtime.settings.tick_s * 1000)):
+            return
         app.send_task("strandline.tick", queue=CONTROL, expires=runtime.settings.tick_s, retry=False)
     except BROKER_ERRORS as error:
         runtime.outage.failed("no tick could be sent", error)

@@ -13,7 +13,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from tasks.app import Runtime
-from tasks.redis import mark
+from tasks.redis import mark, presence
 from tasks.redis.transport import MALFORMED
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,42 @@ class Doubt(bootsteps.StartStopStep):
             mark.wipe(runtime.redis, runtime.keys)
         except redis.RedisError as error:
             runtime.outage.failed("what was lost with the connection is waited for", error)
+        else:
+            runtime.outage.over()
+
+
+class Presence(bootsteps.StartStopStep):
+    """Tells that this worker lives, and how much it can do at once, as long as it is connected."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Connected, for the first time or again."""
+        self._tell(consumer)
+        self._timer = consumer.timer.call_repeatedly(presence.TOLD_EVERY_S, self._tell, (consumer,))
+
+    def stop(self, consumer: Any) -> None:
+        """Nothing is taken any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._do(consumer, presence.leave)
+
+    def _tell(self, consumer: Any) -> None:
+        self._do(consumer, presence.tell, consumer.pool.num_processes)
+
+    def _do(self, consumer: Any, what: Callable[..., None], *more: Any) -> None:
+        runtime: Runtime = consumer.app.runtime
+        if runtime.outage.paused:
+            return
+        try:
+            what(runtime.redis, runtime.keys, consumer.hostname, *more)
+        except redis.RedisError as error:
+            runtime.outage.failed("nobody hears that this worker lives", error)
         else:
             runtime.outage.over()
 

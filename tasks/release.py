@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import current_task
 
-from db import schema, shards
+from db import schema, sending, shards
 from db.engine import write
 from tasks.app import Runtime
 
@@ -45,7 +45,7 @@ def takes(runtime: Runtime, scan_id: object, number: object) -> bool:
     _require_schema(runtime)
     if _is_newer():
         log.warning("a message for shard %d of scan %s is of a later release, and put back", number, scan_id)
-        write(runtime.engine, shards.put_back, scan_id, number)
+        write(runtime.engine, sending.put_back, scan_id, number)
         return False
     return True
 

@@ -60,8 +60,12 @@ class Settings(BaseSettings):
     )
     breaker_open_s: float = Field(3600.0, gt=0, description="seconds for which what fails is left alone, then probed")
     breaker_tracked: int = Field(100, ge=1, description="entries of the breaker that are kept for a tenant at most")
-    window: int = Field(64, ge=1, description="shards sent or running at once, in all")
-    scan_window: int = Field(32, ge=1, description="shards of one scan sent or running at once")
+    window: int = Field(
+        1000, ge=1, description="shards sent or running at once at most; else twice what the live workers can run"
+    )
+    scan_window: int = Field(
+        1000, ge=1, description="the same of one scan; else half of what they can run while others wait"
+    )
     ageing_s: float = Field(60.0, gt=0, description="seconds within which a scan that others overtake is served too")
     interval_s: int = Field(3600, ge=1, description="seconds between scans of a new tenant")
     stagger_window_s: float = Field(30.0, ge=0, description="shortest time over which due tenants are spread, seconds")

@@ -26,7 +26,7 @@ from unittest import mock
 import fakeredis
 from sqlalchemy import Engine, update
 
-from db import changes, scans, schema, shards, tenants, tree
+from db import changes, scans, schema, sending, shards, tenants, tree
 from db.clock import clock
 from db.engine import connect, reading, writing
 from db.tables import shards as shards_table
@@ -60,13 +60,14 @@ def database() -> Iterator[Engine]:
         engine.dispose()
 
 
-def ready(engine: Engine) -> list[shards.Sendable]:
+def ready(engine: Engine) -> list[sending.Sendable]:
     """The shards that may be done now."""
     with writing(engine) as connection:
-        return list(shards.sendable(connection, 100))
+        running = sending.contenders(connection, 1)
+        return list(sending.sendable(connection, {one.scan_id: 100 for one in running}))
 
 
-def run(shard: shards.Sendable) -> None:
+def run(shard: sending.Sendable) -> None:
     """Do one, by the very task."""
     if shard.number == shards.FINISH:
         finish(shard.scan_id)

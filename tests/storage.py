@@ -1,12 +1,12 @@
 """What the storage tests share: rows from a few words, and threads that begin at the same moment."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table, select, update
+from sqlalchemy import Connection, Engine, Table, select, update
 
 from db import scans, shards, tenants, tree
 from db.clock import clock
@@ -37,12 +37,16 @@ def start_scan(engine: Engine, tenant: Tenant, shard_count: int = 1) -> Scan:
     """A running scan with a waiting finish and so many ready shards."""
     with writing(engine) as connection:
         queued, _ = scans.request(connection, tenant.id, trigger=Trigger.REQUEST)
-        fence = tenants.next_fence(connection, tenant.id)
-        scans.set_running(connection, queued.id, fence=fence, strategy=Strategy.INCREMENTAL, reason="a test")
-        running = scans.get(connection, queued.id)
-        assert running is not None
-        shards.add_finish(connection, running, "bulk")
-        shards.add(connection, running, ["{}"] * shard_count, "bulk")
+        return run_scan(connection, queued, ["{}"] * shard_count)
+
+
+def run_scan(connection: Connection, queued: Scan, frontiers: Sequence[str]) -> Scan:
+    """Queued → running, with these shards."""
+    fence = tenants.next_fences(connection, [queued.tenant_id])[queued.tenant_id]
+    scans.set_running(connection, [scans.Beginning(queued.id, fence, Strategy.INCREMENTAL, "a test")])
+    running = scans.get(connection, queued.id)
+    assert running is not None
+    shards.add_first(connection, [(running, "bulk", frontiers)])
     return running
 
 

@@ -205,7 +205,7 @@ def test_an_environment_that_is_given_is_read_in_place_of_the_process_s(monkeypa
 
     loaded = settings.load({"STRANDLINE_WORKERS": "3"})
 
-    assert (loaded.workers, loaded.window) == (3, 64)
+    assert (loaded.workers, loaded.window) == (3, 1000)
 
 
 @pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if field.annotation is float])

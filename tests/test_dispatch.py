@@ -5,14 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, func, select
 
 from db.engine import writing
+from db.scans import Scan
 from db.tables import shards as shards_table
 from db.tables import tenants as tenants_table
+from orchestrator import tick as ticks
 from orchestrator.dispatch import dispatch
 from tasks import settings as all_settings
-from tasks.app import App, make_app
+from tasks.app import App, make_app, nudge
+from tasks.redis import presence
 from tests.storage import add_tenant, at_once, start_scan
 
 WINDOW, SCAN_WINDOW = 12, 8
@@ -24,6 +27,7 @@ def app(engine: Engine, migrated_url: str, redis_url: str, redis_client: redis.R
         {}, database_url=migrated_url, redis_url=redis_url, window=WINDOW, scan_window=SCAN_WINDOW
     )
     app = make_app(settings)
+    presence.tell(app.runtime.redis, app.runtime.keys, "somebody", WINDOW)
     app.runtime.__dict__["engine"] = engine
     dispatch(app, engine, settings)  # finds Redis empty, and that is not what is meant here
     yield app
@@ -42,8 +46,26 @@ def sent(engine: Engine) -> Counter[str]:
         return Counter(connection.execute(query).scalars())
 
 
+def with_some_done(engine: Engine, scan: Scan, number: int) -> None:
+    """So many of its shards, the last, are done."""
+    s = shards_table.c
+    with writing(engine) as connection:
+        last = shards_table.update().where(s.scan_id == scan.id, s.number > scan_shards(connection, scan) - number)
+        connection.execute(last.values(state="done"))
+
+
+def scan_shards(connection: Connection, scan: Scan) -> int:
+    s = shards_table.c
+    return connection.execute(select(func.max(s.number)).where(s.scan_id == scan.id)).scalar_one()
+
+
+def unread(client: redis.Redis) -> int:
+    return sum(client.llen(f"strandline:{queue}") for queue in ("interactive", "bulk"))
+
+
 def test_one_scan_with_many_shards_leaves_room_for_others(engine: Engine, app: App, redis_client: redis.Redis) -> None:
-    start_scan(engine, add_tenant(engine, "huge"), shard_count=100)
+    huge = start_scan(engine, add_tenant(engine, "huge"), shard_count=120)
+    with_some_done(engine, huge, 20)
     settings = app.runtime.settings
 
     assert dispatch(app, engine, settings) == SCAN_WINDOW
@@ -53,13 +75,51 @@ def test_one_scan_with_many_shards_leaves_room_for_others(engine: Engine, app: A
     assert dispatch(app, engine, settings) == 0, "there is no room"
 
     assert sent(engine) == {"huge": 8} | {f"small-{number}": 1 for number in range(4)}
-    assert sum(redis_client.llen(f"strandline:{queue}") for queue in ("interactive", "bulk")) == WINDOW
+    assert unread(redis_client) == WINDOW
 
 
 def test_ten_dispatchers_at_once_do_not_send_more_than_the_windows(engine: Engine, app: App) -> None:
     for name in ("a", "b", "c"):
-        start_scan(engine, add_tenant(engine, name), shard_count=20)
+        with_some_done(engine, start_scan(engine, add_tenant(engine, name), shard_count=40), 20)
 
     done = at_once(*[lambda: dispatch(app, engine, app.runtime.settings)] * 10)
 
     assert sum(done) == WINDOW and sent(engine) == {"a": 4, "b": 4, "c": 4}
+
+
+def test_as_many_are_sent_as_the_workers_that_live_can_do_and_as_many_again(
+    engine: Engine, app: App, redis_client: redis.Redis
+) -> None:
+    settings, runtime = app.runtime.settings.model_copy(update={"window": 1000, "scan_window": 1000}), app.runtime
+    with_some_done(engine, start_scan(engine, add_tenant(engine, "huge"), shard_count=1000), 500)
+    presence.tell(runtime.redis, runtime.keys, "somebody", 3)
+    presence.tell(runtime.redis, runtime.keys, "another", 4)
+    presence.tell(runtime.redis, runtime.keys, "a third", 5)
+    presence.leave(runtime.redis, runtime.keys, "another")
+
+    assert dispatch(app, engine, settings) == 2 * (3 + 5)
+    assert redis_client.smembers("strandline:workers") == {b"somebody", b"a third"}, "who is gone is forgotten"
+
+
+def test_what_nobody_takes_does_not_pile_up(engine: Engine, app: App, redis_client: redis.Redis) -> None:
+    """Messages that have expired lie where they are until somebody takes them, and drops them."""
+    with_some_done(engine, start_scan(engine, add_tenant(engine, "huge"), shard_count=100), 20)
+
+    for _ in range(5):
+        dispatch(app, engine, app.runtime.settings)
+        with writing(engine) as connection:  # a minute later
+            connection.execute(shards_table.update().values(sent_until=None))
+
+    assert unread(redis_client) <= WINDOW
+
+
+def test_who_wants_a_tick_while_one_is_asked_for_asks_for_no_other(
+    engine: Engine, app: App, redis_client: redis.Redis
+) -> None:
+    for _ in range(5):
+        nudge(app)
+    assert redis_client.llen("strandline:control") == 1
+
+    ticks.tick(app, engine, app.runtime.settings)
+    nudge(app)
+    assert redis_client.llen("strandline:control") == 2, "that one may have seen less"

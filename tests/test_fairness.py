@@ -2,13 +2,15 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.shards import Contender
+from db.sending import Contender
 from db.types import Trigger
 from orchestrator.fairness import KEPT, allot, priority
+from orchestrator.windows import SLOTS_UNKNOWN, Windows
 
 AGEING_S = 60.0
 # By priority, the first goes first.
@@ -16,8 +18,8 @@ CLASSES = [("background", Trigger.REQUEST), ("priority", Trigger.SCHEDULE), ("st
            ("background", Trigger.SCHEDULE)]  # fmt: skip
 
 
-def contender(name: str, rank: int, ready: int, in_flight: int, waited_s: float) -> Contender:
-    return Contender(name, *CLASSES[rank], ready, in_flight, waited_s)
+def contender(name: str, rank: int, ready: int, in_flight: int, waited_s: float, done: int = 1000) -> Contender:
+    return Contender(name, 1, *CLASSES[rank], ready, in_flight, done, waited_s)
 
 
 def test_whoever_waits_for_a_scan_goes_first_and_then_tiers_do() -> None:
@@ -27,51 +29,78 @@ def test_whoever_waits_for_a_scan_goes_first_and_then_tiers_do() -> None:
 @st.composite
 def clusters(draw: Callable) -> list[Contender]:
     """Running scans of a few priorities."""
-    one = st.tuples(st.integers(0, 3), st.integers(0, 50), st.integers(0, 10), st.floats(0, 300))
+    one = st.tuples(st.integers(0, 3), st.integers(0, 50), st.integers(0, 10), st.floats(0, 300), st.integers(0, 20))
     return [contender(str(number), *values) for number, values in enumerate(draw(st.lists(one, max_size=12)))]
 
 
-WINDOWS = st.integers(1, 40)
+SLOTS = st.integers(0, 40)
+LIMITS = st.integers(1, 100)
+WINDOWS = st.builds(Windows, SLOTS, LIMITS, LIMITS)
 
 
-def room(one: Contender, scan_window: int) -> int:
-    return max(0, min(one.ready, scan_window - one.in_flight))
+def room(one: Contender, running: list[Contender], windows: Windows) -> int:
+    return max(0, min(one.ready, windows.of_one(one.done, alone=len(running) == 1) - one.in_flight))
 
 
-@given(clusters(), WINDOWS, WINDOWS)
-def test_what_is_free_is_given_and_no_more(running: list[Contender], window: int, scan_window: int) -> None:
-    given = allot(running, window, scan_window, AGEING_S)
+@given(WINDOWS, st.integers(0, 100), st.booleans())
+def test_everybody_gets_a_slot_and_nobody_more_than_there_is(windows: Windows, done: int, alone: bool) -> None:
+    assert 1 <= windows.of_one(done, alone=alone) <= windows.in_all <= windows.most
+    assert windows.of_one(done, alone=alone) <= windows.most_of_one
+    assert (
+        windows.of_one(done, alone=alone)
+        <= windows.of_one(done + 1, alone=alone)
+        <= windows.of_one(done + 1, alone=True)
+    )
+    assert windows.in_all <= 2 * (windows.slots or SLOTS_UNKNOWN)
 
-    free = max(0, window - sum(one.in_flight for one in running))
-    assert sum(given.values()) == min(free, sum(room(one, scan_window) for one in running))
-    assert all(0 < given[one.scan_id] <= room(one, scan_window) for one in running if one.scan_id in given)
+
+@given(st.integers(4, 100))
+def test_one_whose_mount_hangs_and_one_whose_mount_is_slow_leave_a_slot_to_others(slots: int) -> None:
+    windows = Windows(slots, 10**6, 10**6)
+
+    hangs, slow = windows.of_one(0, alone=False), windows.of_one(10**6, alone=False)
+
+    assert hangs + slow < slots
 
 
-@given(clusters(), WINDOWS, WINDOWS)
+def test_who_is_alone_gets_all_once_he_has_shown_that_he_gives_slots_back() -> None:
+    windows = Windows(8, 10**6, 10**6)
+
+    assert [windows.of_one(done, alone=True) for done in (0, 1, 5, 14, 99)] == [2, 3, 7, 16, 16]
+
+
+@given(clusters(), WINDOWS)
+def test_what_is_free_is_given_and_no_more(running: list[Contender], windows: Windows) -> None:
+    given = allot(running, windows, AGEING_S)
+
+    free = max(0, windows.in_all - sum(one.in_flight for one in running))
+    assert sum(given.values()) == min(free, sum(room(one, running, windows) for one in running))
+    assert all(0 < given[one.scan_id] <= room(one, running, windows) for one in running if one.scan_id in given)
+
+
+@given(clusters(), WINDOWS)
 def test_of_one_priority_who_has_most_under_way_gets_nothing_before_who_has_less(
-    running: list[Contender], window: int, scan_window: int
+    running: list[Contender], windows: Windows
 ) -> None:
-    alike = [contender(one.scan_id, 0, one.ready, one.in_flight, one.waited_s) for one in running]
+    alike = [replace(one, tier="standard", trigger=Trigger.REQUEST) for one in running]
 
-    given = allot(alike, window, scan_window, AGEING_S)
+    given = allot(alike, windows, AGEING_S)
 
     for one in alike:
-        if given.get(one.scan_id, 0) < room(one, scan_window):  # it would have taken more
+        if given.get(one.scan_id, 0) < room(one, running, windows):  # it would have taken more
             least = one.in_flight + given.get(one.scan_id, 0)
             others = [other for other in alike if given.get(other.scan_id)]
             assert all(other.in_flight + given[other.scan_id] <= least + 1 for other in others)
 
 
-@given(clusters(), WINDOWS, WINDOWS)
-def test_a_lower_priority_gets_only_what_is_left_or_kept(
-    running: list[Contender], window: int, scan_window: int
-) -> None:
-    given = allot(running, window, scan_window, AGEING_S)
+@given(clusters(), WINDOWS)
+def test_a_lower_priority_gets_only_what_is_left_or_kept(running: list[Contender], windows: Windows) -> None:
+    given = allot(running, windows, AGEING_S)
 
     for one in running:
-        if given.get(one.scan_id, 0) < room(one, scan_window):
+        if given.get(one.scan_id, 0) < room(one, running, windows):
             lower = [other for other in running if priority(other) > priority(one) and given.get(other.scan_id)]
-            assert sum(given[other.scan_id] for other in lower) <= max(1, window // KEPT)
+            assert sum(given[other.scan_id] for other in lower) <= max(1, windows.in_all // KEPT)
             assert all(other.waited_s >= AGEING_S / 2 for other in lower), "nobody but who has waited overtakes"
 
 
@@ -79,13 +108,13 @@ def test_one_with_thousands_takes_turns_with_those_that_have_one() -> None:
     huge = contender("huge", 0, 5_000, 12, 0.0)
     small = [contender(f"small {number}", 0, 1, 0, 1.0) for number in range(6)]
 
-    assert allot([huge, *small], 16, 12, AGEING_S) == {f"small {number}": 1 for number in range(4)}
+    assert allot([huge, *small], Windows(8, 100, 12), AGEING_S) == {f"small {number}": 1 for number in range(4)}
 
 
 def test_of_those_with_nothing_under_way_the_least_recently_served_goes_first() -> None:
     running = [contender(name, 0, 1, 0, waited_s) for name, waited_s in (("a", 1.0), ("b", 3.0), ("c", 2.0))]
 
-    assert allot(running, 2, 9, AGEING_S) == {"b": 1, "c": 1}
+    assert allot(running, Windows(1, 9, 9), AGEING_S) == {"b": 1, "c": 1}
 
 
 def simulate(slots: int, priorities: dict[str, int], seconds: int) -> dict[str, list[int]]:
@@ -95,7 +124,7 @@ def simulate(slots: int, priorities: dict[str, int], seconds: int) -> dict[str, 
         running = [
             contender(name, priority, 100, 0, now - (served[name] or [0])[-1]) for name, priority in priorities.items()
         ]
-        for name in allot(running, slots, slots, AGEING_S):
+        for name in allot(running, Windows(slots, slots, slots), AGEING_S):
             served[name].append(now)
     return served
 

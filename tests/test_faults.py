@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text
 
-from db import changes, scans, shards, tenants
+from db import changes, scans, sending, tenants
 from db.clock import clock
 from db.engine import reading, writing
 from db.tables import directories, files
 from db.tables import scans as scans_table
 from db.tables import shards as shards_table
-from db.types import CursorLost, Strategy, Trigger
+from db.types import CursorLost, Trigger
 from orchestrator import tick as ticks
 from orchestrator.change import change_tenant
 from tasks.core.breaker import ROOT, Failed, failed
@@ -26,7 +26,7 @@ from tasks.lease import Holder
 from tasks.redis import breaker, watermark
 from tasks.scan_shard import limits_of
 from tests import in_process, invariants
-from tests.storage import ONLY_SQLITE, add_tenant, at_once, rows
+from tests.storage import ONLY_SQLITE, add_tenant, at_once, rows, run_scan
 from tests.test_interleavings import Make, World
 from tests.test_interleavings import world as world  # the fixture
 from tests.trees import Dir, File, build, listing
@@ -56,7 +56,7 @@ def quiet(it: World) -> scans.Scan:
     """All that is queued or running to its end, and then one scan more."""
     in_process.expire_leases(it.engine)
     with writing(it.engine) as connection:
-        shards.forget_sent(connection)  # there is nobody to take what was sent
+        sending.forget_sent(connection)  # there is nobody to take what was sent
     while True:
         ticks.start_queued(it.engine, it.settings)
         if not it.step():
@@ -189,13 +189,8 @@ def test_two_scans_of_a_tenant_that_overlap_leave_an_index_that_the_next_one_men
     with writing(it.engine) as connection:
         connection.execute(text("DROP INDEX uq_scans_running"))
         queued, _ = scans.request(connection, it.tenant_id, trigger=Trigger.REQUEST)
-        fence = tenants.next_fence(connection, it.tenant_id)
-        scans.set_running(connection, queued.id, fence=fence, strategy=Strategy.INCREMENTAL, reason="forced")
-        second = scans.get(connection, queued.id)
-        assert second is not None
-        shards.add_finish(connection, second, "bulk")
         frontiers = [row["frontier"] for row in rows(it.engine, shards_table, scan_id=first) if row["number"]]
-        shards.add(connection, second, frontiers, "bulk")
+        second = run_scan(connection, queued, frontiers)
 
     def interleave() -> None:
         for shard in in_process.ready(it.engine):

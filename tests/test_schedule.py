@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.schedule import next_slot
+from orchestrator.schedule import JITTER, JITTER_S, next_slot
 
 TENANTS = st.integers(1, 2**31)
 INTERVALS = st.integers(1, 366 * 86400)
@@ -15,9 +15,9 @@ INSTANTS = st.datetimes(datetime(1971, 1, 1), datetime(2200, 1, 1), timezones=st
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 
-def within(slot: datetime, interval_s: int) -> float:
-    """The slot's place in its interval, 0 to 1."""
-    return slot.timestamp() % interval_s / interval_s
+def jitter(interval_s: int) -> timedelta:
+    """By so much at most a slot is moved."""
+    return timedelta(seconds=min(JITTER * interval_s, JITTER_S))
 
 
 @given(TENANTS, INTERVALS, INSTANTS, WINDOWS)
@@ -27,19 +27,30 @@ def test_the_next_slot_is_after_now_and_at_most_one_interval_later(
 ) -> None:
     slot = next_slot(tenant, interval_s, now, window_s)
 
-    assert now < slot <= now + timedelta(seconds=interval_s)
+    assert now < slot <= now + timedelta(seconds=interval_s) + jitter(interval_s)
 
 
 @given(TENANTS, INTERVALS, INSTANTS, WINDOWS)
-def test_slots_are_exactly_one_interval_apart(
+def test_slots_are_one_interval_apart_but_for_their_jitter(
     tenant: int, interval_s: int, now: datetime, window_s: float
 ) -> None:  # fmt: skip
-    slot = next_slot(tenant, interval_s, now, window_s)
+    first = slot = next_slot(tenant, interval_s, now, window_s)
 
-    for _ in range(5):
+    for number in range(1, 6):
         following = next_slot(tenant, interval_s, slot, window_s)
-        assert following - slot == timedelta(seconds=interval_s)
+        assert abs(following - first - number * timedelta(seconds=interval_s)) <= jitter(interval_s)
+        assert following > slot
         slot = following
+
+
+def test_two_tenants_who_meet_once_do_not_meet_every_time() -> None:
+    """Of any two, one comes now sooner and now later than the other's slot would say."""
+    slots = [[next_slot(tenant, 3600, NOW + timedelta(hours=n), 30.0) for n in range(50)] for tenant in (1, 2)]
+
+    apart = {one - other for one, other in zip(*slots, strict=True)}
+
+    assert len(apart) == 50
+    assert max(apart) - min(apart) > jitter(3600)
 
 
 @given(TENANTS, INTERVALS, INSTANTS, WINDOWS, st.floats(0, 1, exclude_max=True))
@@ -55,7 +66,7 @@ def test_who_asks_again_before_the_slot_gets_the_same_one(
 
 def test_a_slot_is_known_across_versions() -> None:
     """A change of the hash would move every tenant's slot at an upgrade, all at once."""
-    assert next_slot(7, 3600, NOW, 30.0) == datetime(2026, 3, 1, 12, 26, 43, 995218, tzinfo=UTC)
+    assert next_slot(7, 3600, NOW, 30.0) == datetime(2026, 3, 1, 12, 26, 47, 240371, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -63,12 +74,15 @@ def test_a_slot_is_known_across_versions() -> None:
 )
 def test_thousands_of_tenants_are_spread_evenly(interval_s: int, window_s: float) -> None:
     # given
-    tenants, parts = 10_000, 10
+    tenants, parts, end = 10_000, 10, NOW + timedelta(seconds=interval_s)
 
-    # when
+    # when: all slots of one interval
     counts = [0] * parts
     for tenant in range(1, tenants + 1):
-        counts[int(within(next_slot(tenant, interval_s, NOW, window_s), interval_s) * parts) % parts] += 1
+        slot = next_slot(tenant, interval_s, NOW, window_s)
+        while slot < end:
+            counts[int((slot - NOW) / (end - NOW) * parts)] += 1
+            slot = next_slot(tenant, interval_s, slot, window_s)
 
     # then: five standard deviations of a fair throw
     fair = tenants / parts

@@ -2,17 +2,20 @@
 
 import functools
 import threading
+from collections import Counter
 
 import pytest
 from sqlalchemy import event, insert, update
 
 from db import changes, scans, shards, tenants
 from db.clock import clock
-from db.engine import reading, writing
+from db.engine import reading, write, writing
 from db.tables import changes as changes_table
-from db.tables import scan_errors
+from db.tables import directories, scan_errors
 from db.tables import scans as scans_table
+from db.tables import shards as shards_table
 from db.types import ENDED, ScanState, Strategy, Trigger, UsageError, new_scan_id
+from orchestrator import start as starts
 from orchestrator.start import start
 from tasks import settings as all_settings
 from tests.storage import (
@@ -130,9 +133,9 @@ def test_a_scan_is_started_once_whoever_tries_at_once(engine, tenant):
     for turn in range(1, 6):
         scan, _ = request(engine, tenant)
 
-        started = at_once(*[functools.partial(start, engine, scan.id, tenant.id, SETTINGS)] * 4)
+        started = at_once(*[functools.partial(start, engine, [tenant.id], SETTINGS)] * 4)
 
-        assert sorted(started) == [False, False, False, True]
+        assert sorted(started) == [0, 0, 0, 1]
         assert get(engine, scan).fence == turn
         end_scan(engine, get(engine, scan))
 
@@ -142,8 +145,7 @@ def test_a_scan_that_is_not_queued_is_not_started_and_takes_no_fence(engine, ten
     with writing(engine) as connection:
         scans.cancel_queued(connection, scan.id)
 
-    assert start(engine, scan.id, tenant.id, SETTINGS) is False
-    assert start(engine, new_scan_id(), tenant.id, SETTINGS) is False
+    assert start(engine, [tenant.id, tenant.id + 1], SETTINGS) == 0
 
     with reading(engine) as connection:
         assert tenants.get(connection, tenant.name).fence == 0
@@ -154,11 +156,11 @@ def test_a_scan_waits_while_its_tenant_has_one_running(engine, tenant):
     queued, _ = request(engine, tenant)
 
     assert startable(engine) == []
-    assert start(engine, queued.id, tenant.id, SETTINGS) is False
+    assert start(engine, [tenant.id], SETTINGS) == 0
 
     end_scan(engine, running)
     assert startable(engine) == [(queued.id, tenant.id)]
-    assert start(engine, queued.id, tenant.id, SETTINGS) is True
+    assert start(engine, [tenant.id], SETTINGS) == 1
 
 
 def startable(engine, limit=100):
@@ -173,10 +175,43 @@ def test_who_waits_longest_is_started_first(engine):
     assert len(startable(engine, 2)) == 2
 
 
+def test_who_knew_of_no_directory_and_was_stopped_before_he_started_a_scan_adds_no_second_root(engine, tenant):
+    request(engine, tenant)
+    start(engine, [tenant.id], SETTINGS)
+    end_scan(engine, *in_state(engine, ScanState.RUNNING))
+    request(engine, tenant)
+
+    write(engine, starts._start, [tenant.id], {}, SETTINGS)
+
+    assert [row["parent_id"] for row in rows(engine, directories)] == [None]
+    assert [scan.strategy for scan in in_state(engine, ScanState.RUNNING)] == [Strategy.FULL_FALLBACK]
+
+
+def in_state(engine, state):
+    with reading(engine) as connection:
+        return scans.in_state(connection, state)
+
+
+def test_many_are_started_at_once_and_each_has_its_own(engine):
+    there = [add_tenant(engine, f"t{n}") for n in range(5)]
+    asked = {tenant.id: request(engine, tenant)[0].id for tenant in there}
+
+    assert start(engine, list(asked), SETTINGS) == 5
+
+    running = in_state(engine, ScanState.RUNNING)
+    assert {scan.tenant_id: scan.id for scan in running} == asked
+    assert {scan.fence for scan in running} == {1}
+    assert Counter((row["tenant_id"], row["number"], row["state"]) for row in rows(engine, shards_table)) == Counter(
+        (tenant.id, number, state) for tenant in there for number, state in ((0, "waiting"), (1, "ready"))
+    )
+    roots = rows(engine, directories)
+    assert {row["tenant_id"] for row in roots} == set(asked) and len({row["id"] for row in roots}) == 5
+
+
 @ONLY_POSTGRES
 def test_what_is_asked_for_while_a_scan_starts_is_not_forgotten(engine, tenant):
     """The request either widens the scan before it starts, or queues another: it never joins one that is decided."""
-    scan, _ = request(engine, tenant)
+    request(engine, tenant)
     asking = threading.Thread(target=request, args=(engine, tenant, True))
 
     @event.listens_for(engine, "before_cursor_execute")
@@ -185,7 +220,7 @@ def test_what_is_asked_for_while_a_scan_starts_is_not_forgotten(engine, tenant):
             asking.start()
             wait_until(lambda: not asking.is_alive() or waits_for_a_lock(engine), 30, "the request is in or waits")
 
-    assert start(engine, scan.id, tenant.id, SETTINGS)
+    assert start(engine, [tenant.id], SETTINGS) == 1
     asking.join(30)
 
     asked_for = [row["strategy"] if row["state"] == "running" else row["full"] for row in rows(engine, scans_table)]

@@ -3,11 +3,12 @@
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from db import overview, shards
+from db import overview, scans, sending
 from db.clock import clock
 from db.engine import reading, writing
-from db.shards import Sendable
+from db.sending import Sendable
 from db.tables import metadata
+from db.types import ScanState
 from tests.storage import (
     ONLY_POSTGRES,
     add_tenant,
@@ -32,17 +33,17 @@ def scan(engine, tenant):
 
 def sendable(engine, limit=100):
     with writing(engine) as connection:
-        return shards.sendable(connection, limit)
+        return sending.sendable(connection, {scan.id: limit for scan in scans.in_state(connection, ScanState.RUNNING)})
 
 
 def mark_sent(engine, sent, expires_s=600.0):
     with writing(engine) as connection:
-        shards.mark_sent(connection, sent, expires_s)
+        sending.mark_sent(connection, sent, expires_s)
 
 
 def contenders(engine):
     with writing(engine) as connection:
-        return shards.contenders(connection)
+        return sending.contenders(connection, 9)
 
 
 def in_flight(engine):
@@ -94,10 +95,10 @@ def test_nothing_of_a_scan_that_ended_is_offered(engine, scan):
 
 def test_each_running_scan_contends_with_what_it_has(engine):
     served, other, idle = (add_tenant(engine, name) for name in ("served", "other", "idle"))
-    scans = [start_scan(engine, tenant, shard_count=3) for tenant in (served, other)]
+    begun = [start_scan(engine, tenant, shard_count=3) for tenant in (served, other)]
     start_scan(engine, idle, shard_count=0)
-    claimed(engine, scans[0], 1)
-    mark_sent(engine, sendable(engine, 1))
+    claimed(engine, begun[0], 1)
+    mark_sent(engine, sendable(engine, 1)[:1])
     for tenant, ago_s in ((served, -5.0), (other, -1000.0)):
         with writing(engine) as connection:
             table = metadata.tables["tenants"]
@@ -105,24 +106,24 @@ def test_each_running_scan_contends_with_what_it_has(engine):
 
     one, two = sorted(contenders(engine), key=lambda one: one.scan_id)
 
-    assert (one.scan_id, one.tier, one.trigger, one.ready, one.in_flight) == (scans[0].id, "standard", "request", 1, 2)
-    assert (two.scan_id, two.ready, two.in_flight) == (scans[1].id, 3, 0)
+    assert (one.scan_id, one.tier, one.trigger, one.ready, one.in_flight) == (begun[0].id, "standard", "request", 1, 2)
+    assert (two.scan_id, two.ready, two.in_flight) == (begun[1].id, 3, 0)
     assert 0 <= two.waited_s < 60, "it waits since it was started, not since its last scan"
 
 
 @ONLY_POSTGRES
 def test_two_dispatchers_at_once_take_turns(engine, scan):
     with writing(engine) as one:
-        assert [contender.ready for contender in shards.contenders(one)] == [2]
+        assert [contender.ready for contender in sending.contenders(one, 9)] == [2]
         with pytest.raises(DBAPIError, match="lock timeout"), writing(engine) as other:
             other.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
-            shards.contenders(other)
+            sending.contenders(other, 9)
 
 
 @ONLY_POSTGRES
 def test_whoever_takes_shards_at_once_is_offered_others(engine, scan):
     with writing(engine) as one, writing(engine) as other:
-        first, second = shards.sendable(one, 1), shards.sendable(other, 10)
+        first, second = sending.sendable(one, {scan.id: 1}), sending.sendable(other, {scan.id: 10})
 
     assert [shard.number for shard in first + second] == [1, 2]
 

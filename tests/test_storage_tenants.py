@@ -5,14 +5,16 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, insert, select, update
 
-from db import changes, quarantine, scans, shards, tenants, tree
+from db import changes, quarantine, removals, scans, shards, tenants, tree
+from db import clock as clocks
 from db.clock import clock
-from db.engine import reading, writing
+from db.engine import reading, write, writing
 from db.tables import metadata
 from db.tables import tenants as tenants_table
 from db.types import UsageError
+from orchestrator import removal
 from tests.storage import (
     LEASE_S,
     ONLY_POSTGRES,
@@ -23,6 +25,7 @@ from tests.storage import (
     file,
     rows,
     start_scan,
+    tree_rows,
     waits_for_a_lock,
     write_tree,
 )
@@ -105,6 +108,34 @@ def test_of_overlapping_roots_added_at_once_only_one_is_taken(engine):
         assert [isinstance(one, UsageError) for one in added].count(False) == 1, added
 
 
+def test_who_is_due_is_found_by_an_index_whatever_else_there_is(engine):
+    with writing(engine) as connection:
+        now = clocks.now(connection)
+        connection.execute(
+            insert(tenants_table).values(tier="standard", interval_s=1, algorithm="sha256", created_at=now),
+            [
+                {"name": f"t{n}", "root": b"/%d" % n, "next_scan_at": now + timedelta(seconds=n - 9)}
+                for n in range(2000)
+            ],
+        )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+    plans = []
+
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def explain(connection, cursor, statement, parameters, *_):
+        if "next_scan_at" in statement:
+            how = "EXPLAIN " if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
+            plans.append(str(cursor.execute(how + statement, parameters).fetchall()))
+        return statement, parameters
+
+    with reading(engine) as connection:
+        found = tenants.due(connection, now, 100)
+
+    assert len(found) == 10 and found == sorted(found)
+    assert len(plans) == 2 and all("ix_tenants_due" in plan for plan in plans), plans
+
+
 def test_tenants_are_found_by_name_id_and_root(engine):
     first, second = add_tenant(engine, "b"), add_tenant(engine, "a", root=b"/\xff")
 
@@ -139,7 +170,8 @@ def set_next(engine, tenant, when):
 
 def due(engine, limit=100):
     with writing(engine) as connection:
-        return [tenants.by_id(connection, tenant_id).name for tenant_id in tenants.due(connection, limit)]
+        found = tenants.due(connection, clocks.now(connection), limit)
+        return [tenants.by_id(connection, tenant_id).name for tenant_id in found]
 
 
 def test_due_are_enabled_tenants_whose_time_has_come(engine):
@@ -162,11 +194,11 @@ def test_a_tenant_that_never_had_a_time_is_due(engine):
 def test_who_is_due_no_more_is_not_taken(engine):
     ids = {name: add_tenant(engine, name).id for name in "abcd"}
     with writing(engine) as connection:
-        looked_at = tenants.due(connection, 3)
+        looked_at = tenants.due(connection, clocks.now(connection), 3)
         tenants.change(connection, ids["a"], next_scan_at=clock(60))
         tenants.change(connection, ids["b"], enabled=False)
 
-        assert [tenant.name for tenant in tenants.lock_due(connection, looked_at)] == ["c"]
+        assert [tenant.name for tenant in tenants.lock_due(connection, looked_at, clocks.now(connection))] == ["c"]
 
 
 @ONLY_POSTGRES
@@ -174,8 +206,8 @@ def test_two_ticks_at_once_take_different_tenants(engine):
     ids = [add_tenant(engine, name).id for name in "abc"]
 
     with writing(engine) as one, writing(engine) as other:
-        first = [tenant.name for tenant in tenants.lock_due(one, ids[:2])]
-        second = [tenant.name for tenant in tenants.lock_due(other, ids)]
+        first = [tenant.name for tenant in tenants.lock_due(one, ids[:2], clocks.now(one))]
+        second = [tenant.name for tenant in tenants.lock_due(other, ids, clocks.now(one))]
 
     assert (first, second) == (["a", "b"], ["c"])
 
@@ -205,7 +237,7 @@ def everything(engine):
     return {
         name: rows(engine, table)
         for name, table in metadata.tables.items()
-        if name not in ("id_blocks", "compatibility")
+        if name not in ("id_blocks", "compatibility", "removals")
     }
 
 
@@ -218,8 +250,67 @@ def test_removing_a_tenant_forgets_everything_of_it_and_nothing_of_another(engin
 
     with writing(engine) as connection:
         tenants.remove(connection, tenant.id)
+    removal.finish(engine, tenant.id)
 
     assert everything(engine) == before
+    assert rows(engine, metadata.tables["removals"]) == []
+
+
+def test_what_a_removed_tenant_leaves_is_deleted_in_batches_by_whoever_comes_by(engine, monkeypatch):
+    monkeypatch.setitem(removals.ROWS_AT_ONCE, engine.dialect.name, 10)
+    tenant, other = add_tenant(engine), add_tenant(engine, "other")
+    for one in (tenant, other):
+        write_tree(
+            engine,
+            new_directories=tree_rows(one.id, [b"%d" % n for n in range(12)]),
+            files=[file(one.id, directory, b"%d" % n) for directory in (1, 2, 3) for n in range(7)],
+        )
+    with writing(engine) as connection:
+        tenants.remove(connection, tenant.id)
+        assert tenants.by_id(connection, tenant.id) is None
+
+    batches = []
+    while batch := write(engine, removals.delete_some):
+        batches.append((batch.tenant_id, batch.rows, batch.over))
+
+    # 21 files, 13 directories
+    assert batches == [(tenant.id, rows, rows == 0) for rows in (10, 10, 1, 10, 3, 0)]
+    left = everything(engine)
+    assert (len(left["files"]), len(left["directories"]), len(left["tenants"])) == (21, 13, 1)
+
+
+def test_a_removal_that_was_cut_off_is_ended_by_the_tick(engine, monkeypatch):
+    tenant = add_tenant(engine)
+    fill(engine, tenant)
+    with writing(engine) as connection:
+        tenants.remove(connection, tenant.id)
+
+    assert removal.go_on(engine) > 0
+
+    assert not any(everything(engine).values())
+
+
+def test_a_new_tenant_never_finds_what_a_removed_one_left(engine):
+    tenant = add_tenant(engine)
+    fill(engine, tenant)
+    with writing(engine) as connection:
+        tenants.remove(connection, tenant.id)
+
+    assert add_tenant(engine).id != tenant.id
+
+
+@ONLY_POSTGRES
+def test_two_who_delete_at_once_do_not_wait_for_one_another(engine):
+    for name in "ab":
+        tenant = add_tenant(engine, name)
+        fill(engine, tenant)
+        with writing(engine) as connection:
+            tenants.remove(connection, tenant.id)
+
+    with writing(engine) as one, writing(engine) as other:
+        first, second = removals.delete_some(one), removals.delete_some(other)
+
+    assert first.tenant_id != second.tenant_id
 
 
 @ONLY_POSTGRES
@@ -238,6 +329,7 @@ def test_what_a_worker_is_writing_while_its_tenant_is_removed_is_removed_too(eng
         wait_until(lambda: waits_for_a_lock(engine), 30, "the removal waits for the flush")
         tree.write(connection, tree.TreeBatch(files=[file(tenant.id, 1, b"late")]))
     removing.join(30)
+    removal.finish(engine, tenant.id)
 
     assert not any(everything(engine).values())
 

@@ -14,6 +14,7 @@ from db import tenants
 from db.engine import patient, reading, write
 from db.tenants import ALGORITHMS, LARGE_FILE, TIERS
 from db.types import StrandlineError, UsageError
+from orchestrator import removal
 from orchestrator.change import change_tenant
 from orchestrator.cli.common import (
     coordination,
@@ -205,6 +206,7 @@ def remove(name: str, state: str | None) -> None:
     refuse_unknown_state(settings)
     with database(settings) as engine:
         removed = write(patient(engine), _remove, name)
+        removal.finish(engine, removed)
     # Ids are given out again by SQLite. Where no Redis is to be had, all that it keeps goes by itself in time.
     with contextlib.suppress(StrandlineError), coordination(settings) as (client, keys):
         client.delete(*keys.of_tenant(removed))

@@ -25,6 +25,22 @@ class Keys:
         """Hash {fence, started_at, files}: the last complete scan of a tenant. Expires 30 days after it."""
         return f"{self.prefix}watermark:{tenant_id}"
 
+    def worker(self, name: str) -> str:
+        """String: the slots of a worker that lives. Expires some seconds after its last word."""
+        return f"{self.prefix}worker:{name}"
+
+    def workers(self) -> str:
+        """Set, for ever: the names of workers that live, or did so a moment ago."""
+        return f"{self.prefix}workers"
+
+    def nudged(self) -> str:
+        """String: a tick is asked for and has not begun. Expires after the time between two ticks."""
+        return f"{self.prefix}nudged"
+
+    def reaped(self) -> str:
+        """String: what slipped by was looked for. Expires after the time between two ticks."""
+        return f"{self.prefix}reaped"
+
     def of_tenant(self, tenant_id: int) -> tuple[str, ...]:
         """All that is kept of a tenant."""
         return self.breaker(tenant_id), self.watermark(tenant_id)

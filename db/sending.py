@@ -1,0 +1,136 @@
+"""Which shards are offered to the broker, which have a message under way, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, tuple_, update
+
+from db import clock as clocks
+from db.clock import clock
+from db.tables import scans, shards, tenants
+from db.types import ScanState, ShardState
+
+# What one worker may not take another may.
+PUT_BACK_FOR_S = 2.0
+# The advisory lock of whoever fills the window.
+_DISPATCHING = 0x7374726E646C6E
+
+
+@dataclass(frozen=True, slots=True)
+class Sendable:
+    """A ready shard that the dispatcher may send."""
+
+    scan_id: str
+    number: int
+    tenant_id: int
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A running scan, for whoever decides whose shards are sent: so many are `ready`, `in_flight` (sent or leased) and
+    `done` (counted up to a limit). `waited_s`: seconds since a shard of its tenant was sent, or it was started.
+    """
+
+    scan_id: str
+    tenant_id: int
+    tier: str
+    trigger: str
+    ready: int
+    in_flight: int
+    done: int
+    waited_s: float
+
+
+def _is_sendable() -> ColumnElement[bool]:
+    """Ready, or left by a dead holder, and without a message under way."""
+    s = shards.c
+    nothing_under_way = or_(s.sent_until.is_(None), s.sent_until <= clock())
+    left_by_a_dead_holder = and_(s.state == ShardState.LEASED, s.lease_until < clock())
+    return and_(or_(s.state == ShardState.READY, left_by_a_dead_holder), nothing_under_way, s.not_before <= clock())
+
+
+def _is_in_flight() -> ColumnElement[bool]:
+    """Leased, or sent and not yet expired. An expired lease counted would fill the window for ever once as many workers
+    died: nothing more were sent, and so nobody took over.
+    """
+    s = shards.c
+    return or_(and_(s.state == ShardState.LEASED, s.lease_until >= clock()), s.sent_until > clock())
+
+
+def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
+    """The running scans that have shards to send, or under way; of those done not more than `count_done` are counted.
+    Whoever asks dispatches alone until the transaction ends, so that two do not fill the same room.
+    """
+    if connection.dialect.name == "postgresql":  # on SQLite there is one writer
+        connection.execute(select(func.pg_advisory_xact_lock(_DISPATCHING)))
+    s, now = shards.c, clocks.now(connection)
+    is_open = (
+        select(s.scan_id, func.count().filter(_is_sendable()).label("ready"),
+               func.count().filter(_is_in_flight()).label("in_flight"))
+        .where(s.state.in_((ShardState.READY, ShardState.LEASED)))
+        .group_by(s.scan_id)
+        .subquery()
+    )  # fmt: skip
+    over = shards.alias()
+    some = select(over.c.number).where(over.c.scan_id == scans.c.id, over.c.state == ShardState.DONE).limit(count_done)
+    query = (
+        select(scans.c.id, scans.c.tenant_id, tenants.c.tier, scans.c.trigger, tenants.c.served_at, scans.c.started_at,
+               is_open.c.ready, is_open.c.in_flight,
+               select(func.count()).select_from(some.correlate(scans).subquery()).scalar_subquery().label("done"))
+        .join(tenants, tenants.c.id == scans.c.tenant_id)
+        .join(is_open, is_open.c.scan_id == scans.c.id)
+        .where(scans.c.state == ScanState.RUNNING)
+    )  # fmt: skip
+    return [
+        Contender(row.id, row.tenant_id, row.tier, row.trigger, row.ready, row.in_flight, row.done,
+                  (now - max(row.served_at or row.started_at, row.started_at)).total_seconds())
+        for row in connection.execute(query)
+    ]  # fmt: skip
+
+
+def sendable(connection: Connection, allotted: Mapping[str, int]) -> Sequence[Sendable]:
+    """Shards of running scans that may be sent now, of each so many at most; locked."""
+    if not allotted:
+        return []
+    s = shards.c
+    turn = func.row_number().over(partition_by=s.scan_id, order_by=s.number).label("turn")
+    most = case(*((s.scan_id == scan_id, number) for scan_id, number in allotted.items()))
+    ranked = select(s.scan_id, s.number, turn).where(s.scan_id.in_(allotted), _is_sendable()).subquery()
+    query = (
+        select(s.scan_id, s.number, s.tenant_id, s.queue)
+        .join(ranked, and_(ranked.c.scan_id == s.scan_id, ranked.c.number == s.number))
+        .join(scans, scans.c.id == s.scan_id)
+        .where(ranked.c.turn <= most, scans.c.state == ScanState.RUNNING)
+        .order_by(s.scan_id, s.number)
+        .with_for_update(of=shards, skip_locked=True)
+    )
+    return [Sendable(**row) for row in connection.execute(query).mappings()]
+
+
+def mark_sent(connection: Connection, sent: Sequence[Sendable], expires_s: float | None) -> None:
+    """Note that messages for these are under way for `expires_s`; None: they are not, after all."""
+    s = shards.c
+    these = tuple_(s.scan_id, s.number).in_([(shard.scan_id, shard.number) for shard in sent])
+    connection.execute(update(shards).where(these).values(sent_until=None if expires_s is None else clock(expires_s)))
+
+
+def note_served(connection: Connection, tenant_ids: Sequence[int]) -> None:
+    """Remember that shards of these tenants are sent just now. Whom somebody holds is not waited for."""
+    t = tenants.c
+    free = select(t.id).where(t.id.in_(tenant_ids)).with_for_update(skip_locked=True)
+    connection.execute(update(tenants).where(t.id.in_(free)).values(served_at=clock()))
+
+
+def put_back(connection: Connection, scan_id: str, number: int) -> None:
+    """A message for a ready shard came to somebody who may not take it: let it be sent again, a little later."""
+    s = shards.c
+    query = update(shards).where(s.scan_id == scan_id, s.number == number, s.state == ShardState.READY)
+    connection.execute(query.values(sent_until=None, not_before=clock(PUT_BACK_FOR_S)))
+
+
+def forget_sent(connection: Connection) -> int:
+    """No message is under way any more, or none that one could rely on; how many were."""
+    return connection.execute(update(shards).where(shards.c.sent_until.is_not(None)).values(sent_until=None)).rowcount

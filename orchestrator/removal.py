@@ -1,0 +1,35 @@
+"""Deleting what removed tenants left, batch by batch: by who removes them, and by the tick where he did not end it."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import Engine
+
+from db import removals
+from db.engine import reading, write
+
+# A tick gives it so long, in seconds: about half of the time.
+GOES_ON_FOR_S = 1.0
+LOOK_EVERY_S = 0.05
+
+
+def go_on(engine: Engine, for_s: float = GOES_ON_FOR_S) -> int:
+    """Delete for so long, or until nothing is left; how many rows."""
+    deadline_s, rows = time.monotonic() + for_s, 0
+    while time.monotonic() < deadline_s:
+        deleted = write(engine, removals.delete_some)
+        if deleted is None:
+            break
+        rows += deleted.rows
+    return rows
+
+
+def finish(engine: Engine, tenant_id: int) -> None:
+    """Delete until nothing of a tenant is left, also where somebody else does it."""
+    while True:
+        with reading(engine) as connection:
+            if not removals.is_under_way(connection, tenant_id):
+                return
+        if write(engine, removals.delete_some) is None:
+            time.sleep(LOOK_EVERY_S)

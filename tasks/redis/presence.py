@@ -1,0 +1,44 @@
+"""Which workers live, and how many shards each can work on at once: told by their main processes, for the dispatcher.
+
+Nothing depends on it: where Redis was emptied, each tells again within seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+
+from tasks.redis.keys import Keys
+
+TOLD_EVERY_S = 2.0
+# Who has told nothing for so long is gone.
+LIVES_S = 10.0
+
+
+def tell(client: redis.Redis, keys: Keys, worker: str, slots: int) -> None:
+    """A worker lives, with so many slots. Raises RedisError."""
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.set(keys.worker(worker), slots, px=round(LIVES_S * 1000))
+        pipeline.sadd(keys.workers(), worker)
+        pipeline.execute()
+
+
+def leave(client: redis.Redis, keys: Keys, worker: str) -> None:
+    """A worker takes nothing any more. Raises RedisError."""
+    client.delete(keys.worker(worker))
+
+
+def slots(client: redis.Redis, keys: Keys) -> int:
+    """Of all workers that live, together. Raises RedisError."""
+    names = sorted(name.decode() for name in _names(client, keys))
+    found: Any = client.mget([keys.worker(name) for name in names]) if names else []
+    gone = [name for name, value in zip(names, found, strict=True) if value is None]
+    if gone:
+        client.srem(keys.workers(), *gone)
+    return sum(int(value) for value in found if value is not None)
+
+
+def _names(client: redis.Redis, keys: Keys) -> set[bytes]:
+    found: Any = client.smembers(keys.workers())
+    return set(found)
