@@ -18,7 +18,7 @@ from orchestrator.progress import Progress, Reader
 from tasks.redis import progress as live
 from tasks.redis.keys import Keys
 from tests.command import STRANDLINE
-from tests.field import Field, cut, large
+from tests.field import SOON_S, Field, cut, large
 from tests.field import field as field
 from tests.terminals import ALTERNATE, BACK, Terminal
 from tests.waiting import wait_until
@@ -88,8 +88,11 @@ def test_status_and_scans_show_a_scan_that_runs(field: Field, under_way: tuple[s
     for counted in COUNTED:
         assert later[counted] >= running["progress"][counted]
     assert later["hashed_bytes"] >= 64 << 20 and later["shards_leased"] == 1 and not later["finishing"]
-    [worker] = status["workers"]
-    assert (worker["processes"], worker["busy"]) == (2, 1)
+
+    def workers() -> list[tuple[int, int]]:
+        return [(one["processes"], one["busy"]) for one in field.cluster.read("status")[0]["workers"]]
+
+    wait_until(lambda: workers() == [(2, 1)], SOON_S, "the worker answers in time")
     for words in (["status"], ["scans", name]):
         assert re.search(r"[\d.]+ [MG]iB\) · \d+ files/s", said(field, *words))
 
@@ -105,7 +108,8 @@ def test_top_is_one_look_where_stdout_is_no_terminal(field: Field, under_way: tu
     name, scan_id = under_way
     text = said(field, "top")
     assert re.search(rf"^{name} +standard +full_initial +\d+s ", text, re.MULTILINE), text
-    assert "\x1b" not in text and "workers 1; processes 2, 1 busy" in text
+    assert "\x1b" not in text and text.startswith("strandline  ")
+    wait_until(lambda: "workers 1; processes 2, 1 busy" in said(field, "top"), SOON_S, "the worker answers in time")
     [document] = field.cluster.read("top", "--once")
     assert document["tenants"] >= 1 and document["trouble"] == {"database": None, "redis": None, "workers": None}
     assert scan_id in [one["scan"] for one in document["scans"]]
@@ -146,8 +150,8 @@ def test_top_follows_the_size_of_its_terminal_and_a_dumb_one_gets_one_look(
         Terminal([STRANDLINE, "top", "--every", "0.2"], env, rows=24, columns=100) as terminal,
     ):
         assert terminal.wait_for(b"STRATEGY", 30) and name.encode() in terminal.content
-        assert terminal.wait_for(b"1 busy", 10), "the workers have answered"
-        terminal.resize(20, 60)
+        assert terminal.wait_for(b"1 busy", SOON_S), "the workers have answered"
+        terminal.resize(20, 40)
 
         def drawn_anew() -> bool:
             since = len(terminal.content)
