@@ -58,6 +58,11 @@ bench-herd:  ## Measure the schedule and the dispatcher with ten thousand tenant
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.herd $(ARGS)
 
+.PHONY: bench-neighbours
+bench-neighbours:  ## Measure what a tenant notices of a huge one, and of slow and hung mounts: ARGS="--rounds 5 --only mounts"
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.neighbours $(ARGS)
+
 .PHONY: replay
 replay:  ## Follow real projects from release to release: ARGS="--package flask --sdist" (needs rsync, git, a package index)
 	@.ci/venv requirements-test.lock

@@ -1,0 +1,168 @@
+"""`make bench-neighbours`: what a tenant notices of others: of one with thousands of shards, of slow and hung mounts.
+
+A real worker and beat on PostgreSQL, with the settings as shipped but for the size of shards. Each figure is the median
+of rounds in which alone and beside follow one another.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from db import scans
+from db.engine import write
+from db.tables import shards as shards_table
+from tasks.app import nudge
+from tasks.settings import Settings
+from tests import field as fields
+from tests import servers, trees
+from tests.field import Field
+from tests.fuse_control import Control
+from tests.servers import PostgresServer, RedisServer
+from tests.trees import Dir, File
+from tests.volumes import Volumes
+from tests.waiting import wait_until
+
+LONG_S = 900
+SMALL, SMALL_EVERY_S = 50, 0.05
+# A shard is a folder of so many files.
+FOLDERS, FILES = 5_000, 10
+NORMAL = 10
+CALL_S = 0.05
+
+
+@contextlib.contextmanager
+def cluster(children: int, **settings: str) -> Iterator[Field]:
+    tick_s = {"STRANDLINE_TICK_S": str(Settings.model_fields["tick_s"].default)}
+    with servers.server_folder() as folder, tempfile.TemporaryDirectory() as place:
+        homes = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(2)]
+        for home in homes:
+            home.chmod(0o755)
+        with (
+            PostgresServer(servers.postgres_kinds()[-1], homes[0]) as postgres,
+            postgres.database() as url,
+            RedisServer(homes[1]) as broker,
+            fields.running(Path(place), url, broker, children=children, **tick_s | settings) as field,
+        ):
+            yield field
+
+
+def scheduled(field: Field, names: Sequence[str], every_s: float = 0.0) -> list[str]:
+    """A scan of each, as by the schedule, one after the other; their ids."""
+    ids = {row.name: row.id for row in field.rows("SELECT id, name FROM tenants")}
+    for name in names:
+        write(field.engine, scans.request_scheduled, [ids[name]])
+        nudge(field.session._app)
+        time.sleep(every_s)
+    found = field.rows(
+        "SELECT tenant_id, id FROM scans WHERE state IN ('queued', 'running') OR finished_at IS NOT NULL"
+    )
+    newest = {row.tenant_id: str(row.id) for row in sorted(found, key=lambda row: str(row.id))}
+    return [newest[ids[name]] for name in names]
+
+
+def took_s(field: Field, asked: Sequence[str]) -> list[float]:
+    """Seconds from the request of each scan to its end, sorted."""
+    ended = [field.ended(scan_id, LONG_S) for scan_id in asked]
+    assert {document["state"] for document in ended} == {"succeeded"}, ended
+    said = field.rows("SELECT id, finished_at - requested_at AS took FROM scans WHERE finished_at IS NOT NULL")
+    taken = {str(row.id): row.took.total_seconds() for row in said}
+    return sorted(taken[scan_id] for scan_id in asked)
+
+
+def p95(values: Sequence[float]) -> float:
+    return sorted(values)[int(len(values) * 0.95)]
+
+
+def beside_a_huge_one(rounds: int) -> None:
+    """Fifty tenants with a shard each, alone and beside one with thousands."""
+    with cluster(4, STRANDLINE_SHARD_ENTRIES=str(FILES + 4)) as field:
+        small = [field.tenant(Dir({b"%d" % n: File(b"%d" % n) for n in range(5)}))[0] for _ in range(SMALL)]
+        huge, root = field.tenant(Dir())
+        trees.make_many(root, FOLDERS, FILES)
+        for scan_id in [field.ask(name) for name in (*small, huge)]:
+            field.ended(scan_id, LONG_S)
+        pairs = []
+        for number in range(rounds):
+            alone = p95(took_s(field, scheduled(field, small, SMALL_EVERY_S)))
+            [its] = scheduled(field, [huge])
+            wait_until(lambda its=its: done(field, its) > 20, LONG_S, "it is well under way")
+            before, began = done(field, its), time.monotonic()
+            beside = p95(took_s(field, scheduled(field, small, SMALL_EVERY_S)))
+            speed = (done(field, its) - before) / (time.monotonic() - began)
+            assert field.state(its) == "running", "it was there all the time"
+            field.ended(its, LONG_S)
+            pairs.append((alone, beside))
+            print(
+                f"{number + 1:3}. alone {alone:.2f} s, beside {beside:.2f} s, and {speed:.0f} shards/s of the huge one"
+            )
+        tell("p95 from request to end of 50 small scans", pairs)
+
+
+def done(field: Field, scan_id: str) -> int:
+    s = shards_table.name
+    return int(field.rows(f"SELECT count(*) AS n FROM {s} WHERE scan_id = :id AND state = 'done'", id=scan_id)[0].n)
+
+
+def beside_bad_mounts(rounds: int) -> None:
+    """Ten tenants, alone and beside one on a FUSE of 50 ms a call and one on a FUSE that is stopped."""
+    with cluster(8) as field, Volumes() as volumes, contextlib.ExitStack() as stack:
+        names = []
+        for _ in range(NORMAL):
+            name, root = field.tenant(Dir())
+            trees.make_many(root, 200, 20)
+            names.append(name)
+        slow, stopped = (stack.enter_context(volumes.mounted("fuse")) for _ in range(2))
+        for volume in (slow, stopped):
+            trees.make_many(os.fsencode(volume.behind), 40, 20)
+        bad = [field.tenant(root=volume.path)[0] for volume in (slow, stopped)]
+        for name in (*names, *bad):
+            assert field.scan(name)["state"] == "succeeded"
+        pairs = []
+        for number in range(rounds):
+            alone = statistics.median(took_s(field, [field.ask(name, full=True) for name in names]))
+            slow.control(Control(latency_s=CALL_S))
+            os.kill(stopped.server.pid, signal.SIGSTOP)
+            theirs = [field.ask(name, full=True) for name in bad]
+            wait_until(lambda theirs=theirs: all(leased(field, one) for one in theirs), LONG_S, "both are under way")
+            beside = statistics.median(took_s(field, [field.ask(name, full=True) for name in names]))
+            held = [leased(field, one) for one in theirs]
+            os.kill(stopped.server.pid, signal.SIGCONT)
+            slow.control(Control())
+            for one in theirs:
+                field.ended(one, LONG_S)
+            pairs.append((alone, beside))
+            print(f"{number + 1:3}. alone {alone:.2f} s, beside {beside:.2f} s; slow and stopped hold {held} slots")
+        tell("median scan of ten normal tenants", pairs)
+
+
+def leased(field: Field, scan_id: str) -> int:
+    return [shard.state for shard in field.shards(scan_id)].count("leased")
+
+
+def tell(what: str, pairs: Sequence[tuple[float, float]]) -> None:
+    alone, beside = (statistics.median(one) for one in zip(*pairs, strict=True))
+    ratio = statistics.median(beside / alone for alone, beside in pairs)
+    print(f"{what}: alone {alone:.2f} s, beside {beside:.2f} s: × {ratio:.2f} at the median of {len(pairs)} rounds")
+
+
+MEASURED: dict[str, Callable[[int], None]] = {"huge": beside_a_huge_one, "mounts": beside_bad_mounts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=MEASURED)
+    given = parser.parse_args()
+    for name, measure in MEASURED.items():
+        if given.only in (None, name):
+            measure(given.rounds)
+
+
+if __name__ == "__main__":
+    main()
