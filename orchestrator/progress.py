@@ -17,6 +17,9 @@ from tasks.redis import progress as live
 from tasks.redis.keys import Keys
 from tasks.redis.progress import Told
 
+# Files a second; what is slower does not move.
+SLOWEST = 0.001
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -81,7 +84,7 @@ def _number(groups: Sequence[Shards], *states: ShardState) -> int:
 
 def eta_s(expected: int | None, files: int, rate: float) -> float | None:
     """Seconds until as many files are walked as the last complete scan had; None where that tells nothing."""
-    if not expected or files > expected or rate <= 0:
+    if not expected or files > expected or rate < SLOWEST:
         return None
     return (expected - files) / rate
 
