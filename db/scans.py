@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from db.clock import clock
-from db.tables import changes, directories, scan_errors, scans, shards, tenants, vanished
+from db.tables import changes, directories, said, scan_errors, scans, shards, tenants, vanished
 from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
 
 
@@ -111,7 +111,7 @@ def of_tenant(connection: Connection, tenant_id: int, limit: int) -> Sequence[Sc
 
 def in_state(connection: Connection, state: ScanState) -> Sequence[Scan]:
     """All tenants' scans in a state, in the order in which they were asked for."""
-    query = select(*_COLUMNS).where(scans.c.state == state).order_by(scans.c.requested_at)
+    query = select(*_COLUMNS).where(scans.c.state == said(state)).order_by(scans.c.requested_at)
     return [_scan(row) for row in connection.execute(query).mappings()]
 
 
@@ -176,8 +176,10 @@ def startable(connection: Connection, limit: int) -> Sequence[tuple[str, int]]:
 
 def _is_startable() -> tuple[ColumnElement[bool], ...]:
     running = scans.alias()
-    has_one = select(running.c.id).where(running.c.tenant_id == scans.c.tenant_id, running.c.state == ScanState.RUNNING)
-    return scans.c.state == ScanState.QUEUED, ~has_one.exists()
+    has_one = select(running.c.id).where(
+        running.c.tenant_id == scans.c.tenant_id, running.c.state == said(ScanState.RUNNING)
+    )
+    return scans.c.state == said(ScanState.QUEUED), ~has_one.exists()
 
 
 def with_nothing_left(connection: Connection) -> Sequence[str]:
@@ -189,7 +191,7 @@ def with_nothing_left(connection: Connection) -> Sequence[str]:
     query = (
         select(finish.c.scan_id)
         .join(scans, scans.c.id == finish.c.scan_id)
-        .where(scans.c.state == ScanState.RUNNING, finish.c.number == 0, finish.c.state == ShardState.WAITING)
+        .where(scans.c.state == said(ScanState.RUNNING), finish.c.number == 0, finish.c.state == ShardState.WAITING)
         .where(~is_open.exists())
     )
     return [str(row.scan_id) for row in connection.execute(query)]

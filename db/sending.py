@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select,
 
 from db import clock as clocks
 from db.clock import clock
-from db.tables import scans, shards, tenants
+from db.tables import said, scans, shards, tenants
 from db.types import ScanState, ShardState
 
 # What one worker may not take another may.
@@ -70,7 +70,7 @@ def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
     is_open = (
         select(s.scan_id, func.count().filter(_is_sendable()).label("ready"),
                func.count().filter(_is_in_flight()).label("in_flight"))
-        .where(s.state.in_((ShardState.READY, ShardState.LEASED)))
+        .where(s.state.in_([said(ShardState.READY), said(ShardState.LEASED)]))
         .group_by(s.scan_id)
         .subquery()
     )  # fmt: skip
@@ -82,7 +82,7 @@ def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
                select(func.count()).select_from(some.correlate(scans).subquery()).scalar_subquery().label("done"))
         .join(tenants, tenants.c.id == scans.c.tenant_id)
         .join(is_open, is_open.c.scan_id == scans.c.id)
-        .where(scans.c.state == ScanState.RUNNING)
+        .where(scans.c.state == said(ScanState.RUNNING))
     )  # fmt: skip
     return [
         Contender(row.id, row.tenant_id, row.tier, row.trigger, row.ready, row.in_flight, row.done,

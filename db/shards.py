@@ -39,6 +39,11 @@ class Lease:
     error: str | None
     queue: str
     token: str
+    directories: int  # from here on: what earlier attempts have settled, so that it is not done again
+    files: int
+    bytes: int
+    hashed_files: int
+    hashed_bytes: int
 
 
 def add_first(connection: Connection, begun: Sequence[tuple[scans.Scan, str, Sequence[str]]]) -> None:
@@ -209,13 +214,14 @@ def release_all(connection: Connection) -> int:
 
 
 def complete(connection: Connection, lease: Lease, *, peak_memory_bytes: int, place: str | None = None,
-             directories_unchanged: int = 0, other: int = 0) -> None:  # fmt: skip
-    """Leased → done. The caller holds the scan's lock. Raises LeaseLost."""
+             directories_unchanged: int = 0, other: int = 0, **walked: int) -> None:  # fmt: skip
+    """Leased → done; `walked` is added to the counters. The caller holds the scan's lock. Raises LeaseLost."""
     highest = func.max if connection.dialect.name == "sqlite" else func.greatest
     _write(
         connection, lease, state=ShardState.DONE, token=None, lease_until=None, sent_until=None, entry=None, error=None,
         directories_unchanged=directories_unchanged, other=other, place=place,
         peak_memory_bytes=highest(shards.c.peak_memory_bytes, peak_memory_bytes),
+        **{name: shards.c[name] + value for name, value in walked.items()},
     )  # fmt: skip
 
 
@@ -277,15 +283,6 @@ def places(connection: Connection, scan_id: str) -> set[str]:
     """Which folders the root was to the shards that are done."""
     query = select(shards.c.place).where(shards.c.scan_id == scan_id, shards.c.place.is_not(None)).distinct()
     return {str(row.place) for row in connection.execute(query)}
-
-
-def backlog(connection: Connection) -> dict[str, int]:
-    """Number of open shards by state (waiting, ready, leased)."""
-    s = shards.c
-    states = (ShardState.WAITING, ShardState.READY, ShardState.LEASED)
-    query = select(s.state, func.count()).where(s.state.in_(states)).group_by(s.state)
-    found = {state: int(count) for state, count in connection.execute(query)}
-    return {str(state): found.get(state, 0) for state in states}
 
 
 def is_scan_id(text: str) -> bool:

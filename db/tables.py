@@ -7,8 +7,11 @@ Names and paths are bytes. Times are `Instant`: timestamptz on PostgreSQL, micro
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
     CheckConstraint,
     Column,
@@ -22,6 +25,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    bindparam,
     text,
 )
 
@@ -165,6 +169,9 @@ shards = Table(
     Column("suspect_deaths", Integer, nullable=False, server_default=text("0")),  # … and how often in a row
     Column("error", Text),  # of the last failed attempt; none where it died without a word
     Column("place", Text),  # which folder the root was to it: file system and inode
+    _count("directories"),  # listed, with what was in them: those born in this scan once they are written, others …
+    _count("files"),
+    _count("bytes"),  # … once the shard is done, since a retry lists them again
     _count("directories_unchanged"),
     _count("hashed_files"),
     _count("hashed_bytes"),
@@ -358,3 +365,10 @@ id_blocks = Table(
     Column("name", String(32), primary_key=True),
     Column("next", BigInteger, nullable=False),
 )
+
+
+def said(state: StrEnum) -> BindParameter[str]:
+    """The state as a word in the statement, not as a parameter: else SQLite does not see that a partial index is of
+    just these rows, and reads those of all scans that ever were.
+    """
+    return bindparam(None, str(state), literal_execute=True)

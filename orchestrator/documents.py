@@ -10,11 +10,13 @@ from sqlalchemy import Connection
 
 from db import changes, scans
 from db.changes import Change
+from db.progress import Running
 from db.quarantine import Quarantined
 from db.scans import Scan
 from db.tenants import Tenant
 from db.tree import IndexedFile
 from db.types import ENDED
+from orchestrator.progress import Progress
 from tasks.core.breaker import Entry, Key
 from tasks.core.profile import profile_named
 
@@ -101,6 +103,20 @@ def scan_document(connection: Connection, scan: Scan, tenant: str) -> dict[str, 
         "attempts": scan.attempts,
         "peak_memory_bytes": scan.peak_memory_bytes,
         "cursor": cursor,
+    }
+
+
+def running_document(running: Running, progress: Progress) -> dict[str, Any]:
+    """A running scan at a glance."""
+    return {
+        "tenant": running.tenant,
+        "scan": running.scan_id,
+        "tier": running.tier,
+        "trigger": running.trigger,
+        "strategy": running.strategy,
+        "started_at": timestamp(running.started_at),
+        "age_s": round(running.age_s, 1),
+        "progress": progress.document(),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import redis
 from sqlalchemy import Connection, Engine
@@ -16,6 +15,7 @@ from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ENDED, ScanState, StrandlineError, Trigger, UsageError
 from orchestrator import interrupts
+from orchestrator.progress import Progress, Reader
 from orchestrator.roots import name_for, own_patterns
 from orchestrator.tick import tick
 from tasks.app import App
@@ -25,15 +25,6 @@ from tasks.settings import Settings
 
 LOOK_EVERY_S = 0.02
 SHOW_EVERY_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What there is to show of a running scan."""
-
-    scan: Scan
-    counted: dict[str, int]
-    expected_files: int | None  # of the last complete scan
 
 
 class Session:
@@ -50,6 +41,7 @@ class Session:
         self._app = app
         self._settings = settings
         self._pump = pump
+        self._reader = Reader(self.engine, self._redis, self._keys)
 
     def tenant_for(self, root: bytes, name: str | None, algorithm: str | None = None) -> Tenant:
         """The tenant of a root, registered if need be. Raises UsageError where name and root do not belong together."""
@@ -94,7 +86,7 @@ class Session:
         """One pass of the tick, in this process."""
         tick(self._app, self.engine, self._settings)
 
-    def wait(self, scan_id: str, show: Callable[[Seen], None] | None = None) -> Scan:
+    def wait(self, scan_id: str, show: Callable[[Progress], None] | None = None) -> Scan:
         """Return the scan once it has ended; ticks now and then, so that nothing that was lost is waited for."""
         ticked_s = shown_s = time.monotonic()
         while True:
@@ -128,12 +120,13 @@ class Session:
             raise StrandlineError(f"scan {scan_id} is gone: its tenant was removed")
         return scan, tenant
 
-    def _show(self, scan: Scan, tenant: Tenant, show: Callable[[Seen], None] | None) -> None:
+    def _show(self, scan: Scan, tenant: Tenant, show: Callable[[Progress], None] | None) -> None:
         error = progress.read_error(self._redis, self._keys, scan.id)
         if error is not None:
             raise StrandlineError(f"the scan of {tenant.name} cannot go on: {error}")
-        if show is not None:
-            show(Seen(scan, progress.read(self._redis, self._keys, scan.id), tenant.watermark_files))
+        found = self._reader.of_scan(scan.id) if show is not None else None
+        if show is not None and found is not None:
+            show(found)
 
     def cancel(self, scan_id: str) -> bool:
         """Let a queued or running scan end cancelled; False where it has ended already, or is about to."""

@@ -7,7 +7,7 @@ handed on as pieces, for other shards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from db import ranges
@@ -44,10 +44,11 @@ class Huge:
         """Bring a huge directory's rows up to date, or the `piece` of it that was handed on."""
         pipeline = self._pipeline
         pipeline.write.flush()  # its own row must be there
+        listed: Mapping[str, int] = {}
         if piece is not None and piece.ranges == todo.known.ranges:
             groups = piece.groups
         else:
-            groups = self._differing(todo, opened)
+            groups, listed = self._differing(todo, opened)
         known = todo.known
         while groups:
             self._settle(known, opened, groups[0], now_ns)
@@ -55,14 +56,19 @@ class Huge:
             if groups and pipeline.budget.spent:
                 assert known.ranges is not None
                 pipeline.pieces.append(Piece(known.id, known.ranges, groups))
+                pipeline.walked.update(listed)  # it is disowned as the shard is done
                 return
+        pipeline.write.count(**listed)
         pipeline.write.give_up(todo)  # all that there is to list has been listed
 
-    def _differing(self, todo: Todo, opened: Opened) -> Sequence[Sequence[int]]:
-        """The ranges that differ from what is recorded, in groups that fit into memory."""
+    def _differing(self, todo: Todo, opened: Opened) -> tuple[Sequence[Sequence[int]], Mapping[str, int]]:
+        """The ranges that differ from what is recorded, in groups that fit into memory; and what is to be counted with
+        the write that disowns the directory, if it was born in this scan.
+        """
         pipeline = self._pipeline
         folds, rows = self._fold(todo, opened)
-        pipeline.count(sum(one.files for one in folds), sum(one.size for one in folds), sum(one.other for one in folds))
+        files, size = sum(one.files for one in folds), sum(one.size for one in folds)
+        pipeline.count(todo.known, files, size, sum(one.other for one in folds))
         differing = [
             number
             for number, fold in enumerate(folds)
@@ -71,7 +77,9 @@ class Huge:
             or pipeline.verifies(todo.known.id, number)
         ]
         pipeline.directories_unchanged += not differing
-        return grouped(differing, [one.entries for one in folds], self._group_entries)
+        born = todo.known.born == pipeline.fence
+        listed = {"directories": 1, "files": files, "bytes": size} if born else {}
+        return grouped(differing, [one.entries for one in folds], self._group_entries), listed
 
     def _fold(self, todo: Todo, opened: Opened) -> tuple[list[Fold], dict[int, KnownRange]]:
         if todo.known.ranges is None:

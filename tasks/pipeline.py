@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from zlib import crc32
@@ -93,8 +94,11 @@ class Pipeline:
         self._untold_bytes = 0
         self._hashed_files = self._hashed_bytes = 0  # of the directory that is being settled, too
         self._unread: list[Entry] = []  # of the directory that is being settled: files that never had a digest
+        self._verified_files = 0
         self.directories_unchanged = 0
         self.other = 0
+        # Directories, files and bytes listed that a retry would list again.
+        self.walked: Counter[str] = Counter()
 
     # What to walk
 
@@ -110,7 +114,6 @@ class Pipeline:
         self._walk_owned()
         self.write.flush()
         self._tell()
-        self.progress.tell()
         self._gate.tell()
         return frontier
 
@@ -194,7 +197,7 @@ class Pipeline:
             if not self._mounts.unmounted(todo, opened.fd, None):
                 self._huge.look(todo, opened, now_ns, piece)
             return
-        self.count(len(listing.files), listing.size, listing.other)
+        self.count(known, len(listing.files), listing.size, listing.other)
         if self._mounts.unmounted(todo, opened.fd, listing):
             return
         equal = listing.fingerprint == known.fingerprint and (self.trusting or known.listed == self.fence)
@@ -207,13 +210,19 @@ class Pipeline:
         if equal and settled.whole:
             self.directories_unchanged += 1
         else:
+            if known.born == self.fence:
+                self.write.count(directories=1, files=len(listing.files), bytes=listing.size)
             self.write.directory(todo, listing.fingerprint, *settled)
 
-    def count(self, files: int, size: int, other: int) -> None:
-        """A directory was listed."""
+    def count(self, known: KnownDirectory, files: int, size: int, other: int) -> None:
+        """A directory was listed. One that was born in this scan is counted in the database with its row: no retry
+        lists it again.
+        """
         self.budget.entries -= files + tree.DIRECTORY_ENTRIES
         self.progress.add(directories=1, files=files, bytes=size)
         self.other += other
+        if known.born != self.fence:
+            self.walked.update(directories=1, files=files, bytes=size)
 
     def verifies(self, directory_id: int, number: int = 0) -> bool:
         """Is it the turn of this directory (or of this range of it) to have its files hashed even if they are equal?"""
@@ -237,7 +246,7 @@ class Pipeline:
                children: Mapping[bytes, KnownChild], now_ns: int, verifying: bool) -> Settled:  # fmt: skip
         """Compare what is listed with what is recorded, hash what differs, and put all that into the batch."""
         self._unread = []
-        self._hashed_files = self._hashed_bytes = 0
+        self._hashed_files = self._hashed_bytes = self._verified_files = 0
         comparison = compare(listing, files, children, opened.profile, self._policy)
         if not listing.steady:
             self._confirm_missing(opened.fd, known.path, comparison)
@@ -253,7 +262,7 @@ class Pipeline:
                 self.write.outcome(known, outcome_taken_over(entry, old, fence=self.fence))
             else:
                 settled &= self._hash(known, opened, entry, before, now_ns)
-        self.progress.add(hashed_files=len(comparison.to_hash))
+        self.progress.add(hashed_files=self._hashed_files)
         self.write.count(hashed_files=self._hashed_files, hashed_bytes=self._hashed_bytes)
         for entry, before in comparison.symlinks:
             self.write.outcome(known, outcome_of_symlink(entry, before, fence=self.fence))
@@ -262,6 +271,7 @@ class Pipeline:
         if verifying:
             for entry, file in comparison.equal:
                 settled &= self._verify(known, opened, entry, file, now_ns)
+            self.progress.add(hashed_files=self._verified_files)
         self.write.missing(known, comparison)
         for todo in self.write.children(known, comparison):
             if len(self._stack) < STACK:
@@ -319,6 +329,7 @@ class Pipeline:
         if hashed is None:
             return False
         if hashed.read:
+            self._verified_files += 1
             self.write.count(verified_files=1, hashed_files=1, hashed_bytes=entry.size)
         if hashed.entry == entry and hashed.digest == before.digest:
             return True

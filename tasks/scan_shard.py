@@ -84,12 +84,15 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     breaker = breaker_of(runtime, tenant, lease.fence)
     gate = Gate(holder, write_back, breaker, quarantined, careful=is_careful(lease))
     holder.at = b""
-    with Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant),
-              touching=holder.look_at) as root:  # fmt: skip
+    with (
+        Progress(runtime.redis, runtime.keys, lease, runtime.clock_s, runtime.outage) as progress,
+        Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant),
+             touching=holder.look_at) as root,
+    ):  # fmt: skip
         pipeline = Pipeline(
             holder, gate, write_back, scan, tenant, root, budget=Budget.of(settings, runtime.clock_s),
-            progress=Progress(runtime.redis, runtime.keys, scan.id, runtime.clock_s, runtime.outage),
-            chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
+            progress=progress, chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries,
+            clock_ns=runtime.clock_ns,
         )  # fmt: skip
         try:
             rest = pipeline.run(Frontier.load(lease.frontier))
@@ -136,7 +139,7 @@ def _complete(connection: Connection, lease: shards.Lease, pipeline: Pipeline, r
         shards.add(connection, scan, [rest.dump()], lease.queue)
     shards.complete(
         connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
-        directories_unchanged=pipeline.directories_unchanged, other=pipeline.other,
+        directories_unchanged=pipeline.directories_unchanged, other=pipeline.other, **pipeline.walked,
     )  # fmt: skip
     shards.ready_finish(connection, lease.scan_id)
 

@@ -23,7 +23,7 @@ def of_an_image(kind: str, size_mib: int, *options: str, then: str = "true") -> 
 
 # Tried, not looked up: inside containers much is installed or allowed in name only.
 # The release before this one: the last commit that landed.
-FORMER = "3c91a16dc8245d05e1d302e080907c4022c32c58"
+FORMER = "4cb0d267ecb8bdaddfbad3f4fdade049ef3ef52d"
 
 TRIALS = {
     "strace": ["strace", "-qq", "-o", "/dev/null", "true"],

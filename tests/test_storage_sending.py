@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from db import scans, sending, shards
+from db import overview, scans, sending
 from db.clock import clock
 from db.engine import reading, writing
 from db.sending import Sendable
@@ -154,10 +154,10 @@ def test_a_lease_that_ran_out_is_not_in_flight_else_dead_workers_would_fill_the_
 
 def test_the_backlog_counts_open_shards_by_state(engine, tenant):
     with reading(engine) as connection:
-        assert shards.backlog(connection) == {"waiting": 0, "ready": 0, "leased": 0}
+        assert overview.backlog(connection) == {"waiting": 0, "ready": 0, "leased": 0}
     scan = start_scan(engine, tenant, shard_count=4)
     claimed(engine, scan, 1)
     complete(engine, claimed(engine, scan, 2))
 
     with reading(engine) as connection:
-        assert shards.backlog(connection) == {"waiting": 1, "ready": 2, "leased": 1}
+        assert overview.backlog(connection) == {"waiting": 1, "ready": 2, "leased": 1}

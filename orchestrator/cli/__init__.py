@@ -26,6 +26,7 @@ COMMANDS = {
     "breaker": ("left_alone", "breaker", "What failed lately and is left alone for that; reset it."),
     "quarantine": ("left_alone", "quarantine", "What is not touched since whoever did so died; release it."),
     "status": ("cluster", "status", "The cluster at a glance: scans, backlog, workers."),
+    "top": ("top", "top", "The cluster live: tenants, scans, backlog, workers."),
     "config": ("cluster", "config", "Settings: name, value, default and where it came from."),
     "worker": ("processes", "worker", "Run a worker (what a container runs)."),
     "beat": ("processes", "beat", "Run beat (what a container runs)."),

@@ -5,16 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from sqlalchemy import Engine
 
-from db import quarantine, scans, shards, tenants
+from db import overview, progress, quarantine, scans, tenants
 from db.engine import reading
 from db.types import ScanState, StrandlineError
-from orchestrator.cli.common import coordination, database, json_option, print_json, settings_of, state_option
+from orchestrator.cli.common import (
+    coordination,
+    database,
+    json_option,
+    print_json,
+    progress_reader,
+    settings_of,
+    state_option,
+)
+from orchestrator.cli.live import progress_text
+from orchestrator.documents import running_document
+from orchestrator.progress import Progress, Reader
 from orchestrator.stack.state import StateFolder
 from tasks import settings as all_settings
 
-# How long workers may take to answer.
-INSPECT_S = 1.0
+# Running scans that are told of one by one: those longest under way.
+SHOWN = 100
 
 
 @click.command()
@@ -28,18 +40,21 @@ def status(state: str | None, as_json: bool) -> None:
     """
     settings = settings_of(state)
     running = None if settings.redis_url else StateFolder(settings.state_dir).running()
-    with database(settings) as engine, reading(engine) as connection:
-        known = tenants.list_all(connection)
-        names = {tenant.id: tenant.name for tenant in known}
-        document: dict[str, Any] = {
-            "tenants": len(known),
-            "paused": sum(not tenant.enabled for tenant in known),
-            "running": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.RUNNING)],
-            "queued": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.QUEUED)],
-            "backlog": shards.backlog(connection),
-            "quarantined": len(quarantine.listed_of_all(connection)),
-        }
     redis_url = settings.redis_url or (running.redis_url if running is not None else None)
+    with database(settings) as engine:
+        with reading(engine) as connection:
+            known = tenants.list_all(connection)
+            names = {tenant.id: tenant.name for tenant in known}
+            document: dict[str, Any] = {
+                "tenants": len(known),
+                "paused": sum(not tenant.enabled for tenant in known),
+                "running": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.RUNNING)],
+                "queued": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.QUEUED)],
+                "backlog": overview.backlog(connection),
+                "quarantined": len(quarantine.listed_of_all(connection)),
+            }
+        with progress_reader(settings, engine) as reader:
+            document["scans"] = running_scans(engine, reader, SHOWN)
     document["workers"] = _workers(settings.model_copy(update={"redis_url": redis_url})) if redis_url else []
     document["redis"] = _redis(settings.model_copy(update={"redis_url": redis_url}), list(names)) if redis_url else None
     document["flower"] = running.flower if running is not None else None
@@ -47,11 +62,23 @@ def status(state: str | None, as_json: bool) -> None:
         print_json(document)
         return
     for key, value in document.items():
+        if key == "scans":
+            continue
         if isinstance(value, dict):
             value = ", ".join(_pair(name, one) for name, one in value.items())
         elif isinstance(value, list):
             value = ", ".join(one["name"] if isinstance(one, dict) else one for one in value) or "none"
         click.echo(f"{key:<12} {'-' if value is None else value}")
+    for one in document["scans"]:
+        click.echo(f"{one['tenant']}: {one['age_s']:.0f} s, {progress_text(Progress(**one['progress']))}")
+
+
+def running_scans(engine: Engine, reader: Reader, limit: int) -> list[dict[str, Any]]:
+    """The running scans that are longest under way, each with its progress."""
+    with reading(engine) as connection:
+        running = progress.running(connection, limit)
+    found = reader.of(running)
+    return [running_document(one, found[one.scan_id]) for one in running]
 
 
 def _pair(name: str, value: Any) -> str:
@@ -83,18 +110,15 @@ def _redis(settings: all_settings.Settings, tenant_ids: list[int]) -> dict[str, 
 
 
 def _workers(settings: all_settings.Settings) -> list[dict[str, Any]]:
+    from orchestrator import workers
     from tasks.app import make_app
     from tasks.redis.connection import BROKER_ERRORS
 
     try:
-        stats = make_app(settings).control.inspect(timeout=INSPECT_S).stats() or {}
+        return [one._asdict() for one in workers.seen(make_app(settings))]
     except BROKER_ERRORS as error:
         click.echo(f"strandline: the broker does not answer, so no worker can be seen: {error}", err=True)
-        stats = {}
-    return [
-        {"name": name, "processes": found.get("pool", {}).get("max-concurrency"), "pid": found.get("pid")}
-        for name, found in sorted(stats.items())
-    ]
+        return []
 
 
 @click.group()

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from db import schema
 from db.engine import connect
 from db.types import StrandlineError, UsageError
+from orchestrator.progress import Reader
 from orchestrator.stack.state import StateFolder
 from tasks import settings as all_settings
 from tasks.redis.connection import Address
@@ -63,12 +64,9 @@ def database(settings: Settings) -> Iterator[Engine]:
 @contextmanager
 def coordination(settings: Settings) -> Iterator[tuple[redis.Redis, Keys]]:
     """The Redis that a command talks to. Raises UsageError where there is none, StrandlineError where it fails."""
-    url = settings.redis_url
-    if not url:
-        running = StateFolder(settings.state_dir).running()
-        if running is None:
-            raise UsageError("no stack runs, and the breaker of an embedded one ends with it; see --state")
-        url = running.redis_url
+    url = redis_url_of(settings)
+    if url is None:
+        raise UsageError("no stack runs, and the breaker of an embedded one ends with it; see --state")
     client = Address.of(settings.model_copy(update={"redis_url": url})).client()
     try:
         yield client, Keys(settings.redis_prefix)
@@ -76,6 +74,26 @@ def coordination(settings: Settings) -> Iterator[tuple[redis.Redis, Keys]]:
         raise StrandlineError(f"Redis does not do as asked: {error}; see STRANDLINE_REDIS_URL") from error
     finally:
         client.close()
+
+
+def redis_url_of(settings: Settings) -> str | None:
+    """The Redis that is configured, or that of the stack that runs, if one does."""
+    if settings.redis_url:
+        return settings.redis_url
+    running = StateFolder(settings.state_dir).running()
+    return None if running is None else running.redis_url
+
+
+@contextmanager
+def progress_reader(settings: Settings, engine: Engine) -> Iterator[Reader]:
+    """A reader of the progress of running scans; where no Redis is to be had, of what the database knows of it."""
+    url = redis_url_of(settings)
+    client = Address.of(settings.model_copy(update={"redis_url": url})).client() if url else None
+    try:
+        yield Reader(engine, client, Keys(settings.redis_prefix))
+    finally:
+        if client is not None:
+            client.close()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from db import changes as feed
 from db import scans as all_scans
 from db import tenants, tree
 from db.engine import reading
-from db.types import StrandlineError
+from db.types import ScanState, StrandlineError
 from orchestrator.cli.common import (
     coordination,
     database,
@@ -23,11 +23,13 @@ from orchestrator.cli.common import (
     json_option,
     path_bytes,
     print_json,
+    progress_reader,
     refuse_unknown_state,
     settings_of,
     shown,
     state_option,
 )
+from orchestrator.cli.live import progress_text
 from orchestrator.documents import change_document, file_document, scan_document
 
 PAGE = 1000
@@ -48,12 +50,18 @@ def scans(name: str, limit: int, state: str | None, as_json: bool) -> None:
     """
     settings = settings_of(state)
     refuse_unknown_state(settings)
-    with database(settings) as engine, reading(engine) as connection:
-        found = all_scans.of_tenant(connection, tenants.get(connection, name).id, limit)
-        documents = [scan_document(connection, scan, name) for scan in found]
+    with database(settings) as engine:
+        with reading(engine) as connection:
+            found = all_scans.of_tenant(connection, tenants.get(connection, name).id, limit)
+            documents = [scan_document(connection, scan, name) for scan in found]
+        with progress_reader(settings, engine) as reader:
+            progress = {scan.id: reader.of_scan(scan.id) for scan in found if scan.state == ScanState.RUNNING}
     for d in documents:
+        seen = progress.get(d["scan"])
         if as_json:
-            print_json(d)
+            print_json(d if seen is None else d | {"progress": seen.document()})
+        elif seen is not None:
+            click.echo(f"{d['scan']}  {d['started_at']}  {d['state']:<9}  {d['strategy']:<14}  {progress_text(seen)}")
         else:
             click.echo(
                 f"{d['scan']}  {d['started_at'] or d['requested_at']}  {d['state']:<9}  {d['strategy'] or '-':<14}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.common import human
-from orchestrator.session import Seen
+from orchestrator.progress import Progress
 
 
 class Line:
@@ -20,34 +19,32 @@ class Line:
 
     def __init__(self) -> None:
         self.active = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._since_s = time.monotonic()
 
-    def show(self, seen: Seen) -> None:
+    def show(self, seen: Progress) -> None:
         """Write the line anew."""
         if self.active:
             width = os.get_terminal_size(sys.stderr.fileno()).columns
-            sys.stderr.write("\r" + self.text(seen)[: width - 1] + "\x1b[K")
+            sys.stderr.write("\r" + progress_text(seen)[: width - 1] + "\x1b[K")
             sys.stderr.flush()
-
-    def text(self, seen: Seen) -> str:
-        """What the line says."""
-        counted = seen.counted
-        files, seconds = counted["files"], max(time.monotonic() - self._since_s, 1e-3)
-        rate = files / seconds
-        parts = [
-            f"{counted['directories']:,} directories", f"{files:,} files", human(counted["bytes"]),
-            f"{counted['hashed_files']:,} hashed ({human(counted['hashed_bytes'])})", f"{rate:,.0f} files/s",
-        ]  # fmt: skip
-        if seen.expected_files and rate > 0:
-            left = max(0, seen.expected_files - files) / rate
-            parts.append(f"about {left:.0f} s left")
-        return " · ".join(parts)
 
     def clear(self) -> None:
         """Take the line away."""
         if self.active:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+
+
+def progress_text(seen: Progress) -> str:
+    """How far a scan has come, on a line."""
+    parts = [
+        f"{seen.directories:,} directories", f"{seen.files:,} files", human(seen.bytes),
+        f"{seen.hashed_files:,} hashed ({human(seen.hashed_bytes)})", f"{seen.files_per_s:,.0f} files/s",
+    ]  # fmt: skip
+    if seen.finishing:
+        parts.append("finishing")
+    elif seen.eta_s is not None:
+        parts.append(f"about {seen.eta_s:.0f} s left")
+    return " · ".join(parts)
 
 
 @contextmanager

@@ -12,7 +12,9 @@ class Keys:
     prefix: str
 
     def progress(self, scan_id: str) -> str:
-        """Hash: what the workers of a running scan have done so far. Expires an hour after the last word."""
+        """Hash: of each shard of a running scan that is worked on, by number, what has been done of it, as JSON; and an
+        `error` that keeps it from going on. Expires an hour after the last word.
+        """
         return f"{self.prefix}progress:{scan_id}"
 
     def breaker(self, tenant_id: int) -> str:
