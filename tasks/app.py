@@ -21,7 +21,7 @@ from db.engine import connect
 from db.tree import Ids
 from tasks.drain import Drain
 from tasks.redis import transport
-from tasks.redis.connection import BROKER_ERRORS, BROKER_TIMEOUT_S, Address
+from tasks.redis.connection import BROKER_ERRORS, BROKER_TIMEOUT_S, Address, close_inherited
 from tasks.redis.keys import Keys
 from tasks.redis.outage import Outage
 from tasks.settings import Settings
@@ -131,6 +131,7 @@ def nudge(app: Celery) -> None:
 def _child_started(**_: object) -> None:
     from celery import current_app
 
+    close_inherited()
     # What is loaded by now stays: looking through it for garbage cost a first scan three hundredths of its time.
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)

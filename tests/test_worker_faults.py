@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -57,6 +58,24 @@ def test_a_child_that_is_killed_in_a_shard_costs_its_lease(two: Field) -> None:
     assert document["state"] == "succeeded" and document["attempts"] == document["shards"] + 1
     wait_until(lambda: len(field.process(its_worker).descendants()) == 1, SOON_S, "the pool has a child again")
     field.quiet({name: root})
+
+
+@fault(1, "SIGKILL of a pool's child whose parent has connected by then")
+def test_a_child_that_takes_a_dead_ones_place_has_none_of_its_parents_connections(two: Field) -> None:
+    worker = two.process("worker")
+    [first] = worker.descendants()
+    assert connections(worker.pid)
+
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: worker.descendants() - {first}, SOON_S, "another takes its place")
+    [second] = worker.descendants()
+
+    wait_until(lambda: not connections(second) & connections(worker.pid), SOON_S, "it has closed what it was given")
+
+
+def connections(pid: int) -> set[int]:
+    """A process's own ports to Redis."""
+    return {one.laddr.port for one in psutil.Process(pid).net_connections("tcp")}
 
 
 @fault(1, "SIGKILL of a worker, one of whose children reads a large file")
