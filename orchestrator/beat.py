@@ -6,7 +6,13 @@ from typing import Any
 
 import celery.apps.beat
 import celery.beat
+import redis
 from celery.beat import SchedulingError
+
+from tasks.app import CONTROL
+
+# So many ticks wait at most: where no worker takes them, more would only keep those busy that come.
+WAITING = 5
 
 
 class Scheduler(celery.beat.Scheduler):
@@ -16,11 +22,17 @@ class Scheduler(celery.beat.Scheduler):
         """Send one that is due."""
         outage = self.app.runtime.outage
         try:
-            self.apply_async(entry, producer=producer, advance=False)
-        except SchedulingError as error:
+            if self._waiting() < WAITING:
+                self.apply_async(entry, producer=producer, advance=False)
+        except (SchedulingError, redis.RedisError) as error:
             outage.failed(f"{entry.name} cannot be sent", error)
         else:
             outage.over()
+
+    def _waiting(self) -> int:
+        """How many messages of this sort nobody has taken yet."""
+        runtime = self.app.runtime
+        return int(runtime.redis.llen(runtime.keys.queue(CONTROL)))
 
 
 class Beat(celery.apps.beat.Beat):

@@ -65,6 +65,5 @@ def _send(app: App, batch: Sequence[Sendable]) -> None:
             task = "strandline.finish" if shard.number == FINISH else "strandline.scan_shard"
             args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
             app.send_task(
-                task, args, queue=shard.queue, expires=EXPIRES_S, producer=producer, retry=False,
-                headers=release.headers(),
+                task, args, queue=shard.queue, producer=producer, retry=False, headers=release.headers()
             )  # fmt: skip

@@ -29,7 +29,9 @@ from tasks.settings import Settings
 log = logging.getLogger(__name__)
 
 CONTROL, INTERACTIVE, BULK = QUEUES = ("control", "interactive", "bulk")
-# A message that nobody took for so long is no longer worth anything: the dispatcher sends the shard again.
+# A message that nobody took for so long, by the database's clock, is taken for lost: the shard is sent again.
+# No message carries Celery's `expires`, which is written by one machine's clock and read by another's: a worker whose
+# clock is ahead would drop all that it takes, and others all that one whose clock is behind has sent.
 EXPIRES_S = 60.0
 # A batch of rows waits in lists: a young collection for each 700 of them finds nothing.
 YOUNG_OBJECTS = 20_000
@@ -105,7 +107,7 @@ def make_app(settings: Settings) -> App:
             "tick": {
                 "task": "strandline.tick",
                 "schedule": settings.tick_s,
-                "options": {"queue": CONTROL, "expires": settings.tick_s, "retry": False},
+                "options": {"queue": CONTROL, "retry": False},
             }
         },
         timezone="UTC",
@@ -120,7 +122,7 @@ def nudge(app: Celery) -> None:
     if runtime.outage.paused:
         return
     try:
-        app.send_task("strandline.tick", queue=CONTROL, expires=runtime.settings.tick_s, retry=False)
+        app.send_task("strandline.tick", queue=CONTROL, retry=False)
     except BROKER_ERRORS as error:
         runtime.outage.failed("no tick could be sent", error)
     else:

@@ -15,6 +15,7 @@ from orchestrator.change import change_tenant
 from tests import invariants
 from tests.field import SOON_S, Field, alive, cut, large, made, position
 from tests.field import field as field  # the fixture
+from tests.storm import SHIFTED
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
@@ -119,6 +120,25 @@ def test_a_child_that_was_stopped_and_wakes_writes_nothing_and_goes_on(two: Fiel
     field.process(other).wait_gone(SOON_S)
     field.quiet({name: root})  # by who woke
     assert alive(child)
+
+
+@fault(15, "time.time and datetime.now of one of two workers are an hour ahead, or behind")
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_worker_whose_clock_is_off_neither_drops_messages_nor_spoils_them(two: Field, hours: int) -> None:
+    off = two.cluster.processes.pop("worker2")
+    off.close()
+    try:
+        workers = [two.process("worker"), two.begin_worker("worker2", program=SHIFTED.format(off_s=hours * 3600))]
+        for _ in range(5):
+            roots = dict(two.tenant() for _ in range(4))
+            for scan_id in [two.ask(name) for name in roots]:
+                assert two.ended(scan_id)["state"] == "succeeded"
+        two.quiet(roots)
+        assert [worker.stderr.content.count(b"Discarding revoked") for worker in workers] == [0, 0]
+        assert b"strandline.scan_shard" in workers[1].stderr.content, "it had some of the work"
+    finally:
+        two.process("worker2").close()
+        two.begin_worker("worker2")
 
 
 # Messages that come again. Celery's visibility timeout, 300 s as shipped, is 2 s here, and a worker says what it sees.

@@ -31,6 +31,10 @@ class Keys:
         """String, for ever: when Redis was last filled from the database, RFC 3339."""
         return f"{self.prefix}filled"
 
+    def queue(self, name: str) -> str:
+        """List, Celery's own: the messages of a queue that nobody has taken."""
+        return f"{self.prefix}{name}"
+
     def mark(self) -> str:
         """String, for ever: it is gone where Redis was emptied, or a worker lost its connection. See mark.py."""
         return f"{self.prefix}mark"
