@@ -143,7 +143,7 @@ def _claims(change: Change) -> dict[bytes, Entry | None]:
 
 
 def _said(change: Change) -> str:
-    return f"fence {change['fence']} said {change['kind']} {change['path']!r} ({change['size']}, {change['digest']})"
+    return f"fence {change['fence']} said {change['kind']} {change['path']!r} ({change.get('digest')})"
 
 
 def _past(journal: Journal, path: bytes) -> str:

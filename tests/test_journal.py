@@ -15,8 +15,10 @@ SECOND_NS = 10**9
 
 
 def change(kind: str, path: bytes, entry: Entry | None = None, old: bytes | None = None, fence: int = 1) -> dict:
-    entry_type, size, digest, _ = entry or ("file", 0, None, None)
-    document = {"kind": kind, "path": path.decode(), "type": entry_type, "size": size, "digest": digest, "fence": fence}
+    """As the feed has it; a symlink has a target in place of a digest."""
+    entry_type, size, digest, target = entry or ("symlink", 1, None, b"")
+    content = {"digest": digest} if target is None else {"target": target.decode()}
+    document = {"kind": kind, "path": path.decode(), "type": entry_type, "size": size, "fence": fence, **content}
     return document | ({"old_path": old.decode()} if old is not None else {})
 
 
