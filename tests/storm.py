@@ -376,5 +376,6 @@ def a_root_unmounted(storm: Storm, rng: random.Random) -> Iterator[None]:
     with storm.caught(rng):
         storm.mounts[name].unmount()
     storm.request(name, full=rng.random() < 0.5)
+    storm.session.tick()  # beat may be away
     yield
     storm.mounts[name].mount()
