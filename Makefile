@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 override export DIR := $(value DIR)
 override export ONCE := $(value ONCE)
 override export STATE := $(value STATE)
+override export MINUTES := $(value MINUTES)
+override export SEED := $(value SEED)
 
 .PHONY: help
 help:  ## List these targets
@@ -23,9 +25,15 @@ test:  ## Run the tests: ARGS="-k feed -x" goes to pytest (-n 0: one by one), RE
 	@exec .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: chaos
-chaos:  ## Run the tests that kill, hang, cut and fill servers and processes under a running cluster; ARGS as above
+chaos:  ## Run the tests that kill, hang, cut and fill servers and processes under a running cluster (ARGS as above); then storm
 	@.ci/venv requirements-test.lock
-	@exec .venv/bin/pytest -m chaos --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@.venv/bin/pytest -m chaos --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@$(MAKE) storm
+
+.PHONY: storm
+storm:  ## Let all faults come again and again while all trees change, and compare: MINUTES=10, SEED=number (else any; printed)
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/pytest -m weather -s
 
 .PHONY: test-large
 test-large:  ## Run the tests that take two hours: a million files, thousands of examples; ARGS as above

@@ -13,7 +13,7 @@ from celery.beat import SchedulingError
 
 from tasks.app import CONTROL, Runtime
 
-# Over a weekend without a worker it would be a hundred thousand, each expired and still there.
+# Over a weekend without a worker it would be a hundred thousand, and he who came would be busy with them.
 UNREAD = 10
 
 

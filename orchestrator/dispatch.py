@@ -15,7 +15,7 @@ from db.shards import FINISH
 from orchestrator.fairness import allot
 from orchestrator.windows import Windows
 from tasks import release
-from tasks.app import BULK, EXPIRES_S, INTERACTIVE, App, Runtime
+from tasks.app import BULK, EXPIRES_S, INTERACTIVE, LIVES_S, App, Runtime
 from tasks.redis import mark, presence
 from tasks.redis.connection import BROKER_ERRORS
 from tasks.settings import Settings
@@ -80,6 +80,6 @@ def _send(app: App, batch: Sequence[Sendable]) -> None:
             task = "strandline.finish" if shard.number == FINISH else "strandline.scan_shard"
             args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
             app.send_task(
-                task, args, queue=shard.queue, expires=EXPIRES_S, producer=producer, retry=False,
+                task, args, queue=shard.queue, expires=LIVES_S, producer=producer, retry=False,
                 headers=release.headers(),
             )  # fmt: skip

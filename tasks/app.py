@@ -21,7 +21,7 @@ from db.engine import connect
 from db.tree import Ids
 from tasks.drain import Drain
 from tasks.redis import transport
-from tasks.redis.connection import BROKER_ERRORS, BROKER_TIMEOUT_S, Address
+from tasks.redis.connection import BROKER_ERRORS, BROKER_TIMEOUT_S, Address, close_inherited
 from tasks.redis.keys import Keys
 from tasks.redis.outage import Outage
 from tasks.settings import Settings
@@ -29,8 +29,11 @@ from tasks.settings import Settings
 log = logging.getLogger(__name__)
 
 CONTROL, INTERACTIVE, BULK = QUEUES = ("control", "interactive", "bulk")
-# A message that nobody took for so long is no longer worth anything: the dispatcher sends the shard again.
+# A message that nobody took for so long, by the database's clock, is taken for lost: the shard is sent again.
 EXPIRES_S = 60.0
+# Its own `expires`, against what would lie for ever, is written by one machine's clock and read by another's, and those
+# may differ by hours: a worker whose clock was ahead would drop all that it took.
+LIVES_S = EXPIRES_S + 2 * 3600
 # A batch of rows waits in lists: a young collection for each 700 of them finds nothing.
 YOUNG_OBJECTS = 20_000
 
@@ -105,7 +108,7 @@ def make_app(settings: Settings) -> App:
             "tick": {
                 "task": "strandline.tick",
                 "schedule": settings.tick_s,
-                "options": {"queue": CONTROL, "expires": settings.tick_s, "retry": False},
+                "options": {"queue": CONTROL, "expires": LIVES_S, "retry": False},
             }
         },
         timezone="UTC",
@@ -125,7 +128,7 @@ def nudge(app: Celery) -> None:
     try:
         if not runtime.redis.set(runtime.keys.nudged(), "1", nx=True, px=round(runtime.settings.tick_s * 1000)):
             return
-        app.send_task("strandline.tick", queue=CONTROL, expires=runtime.settings.tick_s, retry=False)
+        app.send_task("strandline.tick", queue=CONTROL, expires=LIVES_S, retry=False)
     except BROKER_ERRORS as error:
         runtime.outage.failed("no tick could be sent", error)
     else:
@@ -136,6 +139,7 @@ def nudge(app: Celery) -> None:
 def _child_started(**_: object) -> None:
     from celery import current_app
 
+    close_inherited()
     # What is loaded by now stays: looking through it for garbage cost a first scan three hundredths of its time.
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)

@@ -21,7 +21,7 @@ from db.engine import write
 from db.failures import Failure, failure_of
 from db.types import LeaseLost
 from tasks import outage, release
-from tasks.app import EXPIRES_S, Runtime
+from tasks.app import LIVES_S, Runtime
 from tasks.lease import Claimed, claim
 from tasks.redis import progress
 from tasks.redis.connection import BROKER_ERRORS
@@ -58,7 +58,7 @@ def _send_again() -> None:
     try:
         # Not Celery's own `Reject`, which writes a traceback into the log each time.
         current_task.apply_async(
-            request.args, queue=request.delivery_info["routing_key"], expires=EXPIRES_S, retry=False,
+            request.args, queue=request.delivery_info["routing_key"], expires=LIVES_S, retry=False,
             headers=request.headers,
         )  # fmt: skip
     except BROKER_ERRORS as error:

@@ -168,7 +168,13 @@ def check(field: Field) -> None:
     try:
         wait_until(given_back, SOON_S, "all is given back")
     except AssertionError:
-        raise AssertionError(f"(7) more is held than before the fault: {excess}") from None
+        opened = {name: _open_by(field.process(name).alive()) for name in field.cluster.processes if name in excess}
+        raise AssertionError(f"(7) more is held than before the fault: {excess}; open now: {opened}") from None
+
+
+def _open_by(pids: Iterable[int]) -> dict[int, list[str]]:
+    """What each of them has open, for people."""
+    return {pid: sorted(found[0]) for pid in pids if (found := _looked_at(pid)) is not None}
 
 
 def serve(field: Field) -> None:

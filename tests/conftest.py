@@ -59,7 +59,8 @@ def pytest_runtest_call(item: pytest.Item):
     """A test of a fault is over when all that was held is given back, and others are served."""
     if not item.get_closest_marker("fault"):
         return (yield)
-    with contextlib.nullcontext() if item.get_closest_marker("chaos") else aftermath.none_kept_here():
+    in_processes = item.get_closest_marker("chaos") or item.get_closest_marker("weather")
+    with contextlib.nullcontext() if in_processes else aftermath.none_kept_here():
         result = yield
     for field in fields.OPEN:
         aftermath.check(field)

@@ -15,6 +15,7 @@ import redis
 from db import scans, tenants
 from db.engine import writing
 from db.types import Trigger
+from orchestrator.beat import UNREAD
 from orchestrator.start import start_queued
 from tasks import settings as all_settings
 from tasks.app import QUEUES
@@ -207,6 +208,20 @@ def test_a_message_lost_with_the_connection_is_sent_again_within_seconds(field: 
         field.proxy.mend()
         beat.send(signal.SIGCONT)
     field.ends(scan_id, {name: root})
+
+
+@fault(14, "beat alone, with nobody to take its ticks")
+def test_ticks_that_nobody_takes_are_not_heaped_up(own_redis, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/test.db"
+    with (
+        own_redis() as server,
+        running(tmp_path, url, server.url, workers=0, STRANDLINE_TICK_S="0.05"),
+        redis.from_url(server.url) as client,
+    ):
+        wait_until(lambda: client.llen("strandline:control") == UNREAD, 30, "as many as may wait do")
+        asked = client.info("commandstats")["cmdstat_llen"]["calls"]
+        wait_until(lambda: client.info("commandstats")["cmdstat_llen"]["calls"] > asked + 10, 30, "beat goes on")
+        assert client.llen("strandline:control") == UNREAD
 
 
 @fault(7, "SIGSTOP, and TERM to a beat that waits for an answer")

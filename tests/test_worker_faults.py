@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -14,6 +15,7 @@ from orchestrator.change import change_tenant
 from tests import invariants
 from tests.field import SOON_S, Field, alive, cut, large, made, position
 from tests.field import field as field  # the fixture
+from tests.storm import SHIFTED
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
@@ -59,6 +61,24 @@ def test_a_child_that_is_killed_in_a_shard_costs_its_lease(two: Field) -> None:
     field.quiet({name: root})
 
 
+@fault(1, "SIGKILL of a pool's child whose parent has connected by then")
+def test_a_child_that_takes_a_dead_ones_place_has_none_of_its_parents_connections(two: Field) -> None:
+    worker = two.process("worker")
+    [first] = worker.descendants()
+    assert connections(worker.pid)
+
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: worker.descendants() - {first}, SOON_S, "another takes its place")
+    [second] = worker.descendants()
+
+    wait_until(lambda: not connections(second) & connections(worker.pid), SOON_S, "it has closed what it was given")
+
+
+def connections(pid: int) -> set[int]:
+    """A process's own ports to Redis."""
+    return {one.laddr.port for one in psutil.Process(pid).net_connections("tcp")}
+
+
 @fault(1, "SIGKILL of a worker, one of whose children reads a large file")
 def test_a_worker_that_is_killed_leaves_its_shard_to_another(two: Field) -> None:
     field = two
@@ -100,6 +120,25 @@ def test_a_child_that_was_stopped_and_wakes_writes_nothing_and_goes_on(two: Fiel
     field.process(other).wait_gone(SOON_S)
     field.quiet({name: root})  # by who woke
     assert alive(child)
+
+
+@fault(15, "time.time and datetime.now of one of two workers are an hour ahead, or behind")
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_worker_whose_clock_is_off_neither_drops_messages_nor_spoils_them(two: Field, hours: int) -> None:
+    off = two.cluster.processes.pop("worker2")
+    off.close()
+    try:
+        workers = [two.process("worker"), two.begin_worker("worker2", program=SHIFTED.format(off_s=hours * 3600))]
+        for _ in range(5):
+            roots = dict(two.tenant() for _ in range(4))
+            for scan_id in [two.ask(name) for name in roots]:
+                assert two.ended(scan_id)["state"] == "succeeded"
+        two.quiet(roots)
+        assert [worker.stderr.content.count(b"Discarding revoked") for worker in workers] == [0, 0]
+        assert b"strandline.scan_shard" in workers[1].stderr.content, "it had some of the work"
+    finally:
+        two.process("worker2").close()
+        two.begin_worker("worker2")
 
 
 # Messages that come again. Celery's visibility timeout, 300 s as shipped, is 2 s here, and a worker says what it sees.

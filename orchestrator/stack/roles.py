@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -25,6 +26,9 @@ def preload() -> None:
 
     import tasks.finish
     import tasks.scan_shard  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # a child that looks through what its parent opened since leaves these pages shared
 
 
 def worker(app: App, *, processes: int, serving: bool, level: str, queues: str | None = None) -> None:

@@ -5,6 +5,8 @@ A hung or unreachable server costs a bounded time: TIMEOUT_S for a call of ours,
 
 from __future__ import annotations
 
+import gc
+import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -140,6 +142,17 @@ class Address:
         if self.scheme == "sentinel":
             options |= {"master_name": self.master, "sentinel_kwargs": self._sentinel_options(BROKER_TIMEOUT_S)}
         return options
+
+
+def close_inherited() -> None:
+    """In a process that was forked: close what the parent had open. A copy would stay open when the parent has done
+    with it. Only the descriptor is closed: more would end the connection, or take it out of the parent's event loop.
+    """
+    for one in gc.get_objects():
+        if isinstance(one, redis.connection.AbstractConnection) and getattr(one, "pid", None) != os.getpid():
+            inherited = getattr(one, "_sock", None)
+            if inherited is not None:
+                inherited.close()
 
 
 def unix_url(path: str) -> str:
