@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db import tenants
-from db.engine import write
+from db.engine import reading
 from db.types import ENDED, ScanState
 from tests import invariants
+from tests.storage import remove_tenant
 from tests.trees import Dir, File
 from tests.waiting import wait_until
 
@@ -187,5 +188,7 @@ def serve(field: Field) -> None:
     assert {field.state(scan_id) for scan_id in asked} == {ScanState.SUCCEEDED}
     invariants.check_tenants(field.engine, roots)
     for name, root in roots.items():
-        write(field.engine, lambda connection, name=name: tenants.remove(connection, tenants.get(connection, name).id))
+        with reading(field.engine) as connection:
+            tenant_id = tenants.get(connection, name).id
+        remove_tenant(field.engine, tenant_id)
         shutil.rmtree(root)

@@ -42,6 +42,7 @@ from tasks.redis import document
 from tasks.scan_shard import scan_shard
 from tests import trees
 from tests.command import tmpfs_folder
+from tests.storage import remove_tenant
 
 AGED_NS = 100 * trees.SECOND_NS
 NOBODY = 65534
@@ -189,8 +190,7 @@ class InProcess:
         self._read_to: str | None = None
 
     def close(self) -> None:
-        with writing(self.engine) as connection:
-            tenants.remove(connection, self.tenant.id)
+        remove_tenant(self.engine, self.tenant.id)
         del self.engine.dialect.do_commit
 
     def _new_process(self) -> None:

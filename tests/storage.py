@@ -16,6 +16,7 @@ from db.shards import Lease
 from db.tables import shards as shards_table
 from db.tenants import Tenant
 from db.types import ScanState, Strategy, Trigger
+from orchestrator import removal
 from tests.servers import postgres_kinds
 
 # For what only one sort of database can show.
@@ -31,6 +32,13 @@ def add_tenant(engine: Engine, name: str = "acme", **values: Any) -> Tenant:
     row = {"root": root, "tier": "standard", "interval_s": 60, "algorithm": "sha256"} | values
     with writing(engine) as connection:
         return tenants.add(connection, name=name, **row)
+
+
+def remove_tenant(engine: Engine, tenant_id: int) -> None:
+    """With all that it leaves."""
+    with writing(engine) as connection:
+        tenants.remove(connection, tenant_id)
+    removal.finish(engine, tenant_id)
 
 
 def start_scan(engine: Engine, tenant: Tenant, shard_count: int = 1) -> Scan:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
+from tasks.redis import presence
+from tasks.redis.keys import Keys
 from tests import scenarios
 from tests.cluster import Cluster, running
 from tests.command import each_change_once
@@ -50,6 +53,21 @@ def test_beat_and_the_worker_do_what_was_only_asked_for(cluster: Cluster, tmp_pa
     assert cluster.json("scans", "notes")[0]["trigger"] == "schedule"
     [status] = cluster.json("status")
     assert [worker["processes"] for worker in status["workers"]] == [2]
+
+
+def test_workers_say_how_much_they_can_do_for_as_long_as_they_do_it(own_redis, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/test.db"
+    with own_redis() as broker, running(tmp_path, url, broker.url, workers=2, children=3, beats=0) as cluster:
+        keys = Keys("strandline:")
+        with redis.Redis.from_url(broker.url) as client:
+            wait_until(lambda: presence.slots(client, keys) == 6, 30, "both are there")
+            client.flushall()
+            wait_until(lambda: presence.slots(client, keys) == 6, 30, "they say so again")
+
+            cluster.processes["worker"].send(signal.SIGTERM)
+            wait_until(lambda: presence.slots(client, keys) == 3, 30, "one says that it goes")
+            cluster.processes["worker2"].send(signal.SIGKILL)
+            wait_until(lambda: presence.slots(client, keys) == 0, 30, "the other says nothing any more")
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

@@ -26,7 +26,7 @@ from tasks.lease import Holder
 from tasks.redis import breaker, watermark
 from tasks.scan_shard import limits_of
 from tests import in_process, invariants
-from tests.storage import ONLY_SQLITE, add_tenant, at_once, rows, run_scan
+from tests.storage import ONLY_SQLITE, add_tenant, at_once, remove_tenant, rows, run_scan
 from tests.test_interleavings import Make, World
 from tests.test_interleavings import world as world  # the fixture
 from tests.trees import Dir, File, build, listing
@@ -114,8 +114,7 @@ def test_a_tenant_that_is_removed_in_mid_scan_leaves_nothing(world: Make, migrat
         scan_id = it.start()
 
         def remove(it: World = it) -> None:
-            with writing(it.engine) as connection:
-                tenants.remove(connection, it.tenant_id)
+            remove_tenant(it.engine, it.tenant_id)
 
         with at_flush(number, remove) as flushes:
             while it.step():
@@ -130,8 +129,7 @@ def test_a_tenant_that_is_removed_in_mid_scan_leaves_nothing(world: Make, migrat
                 assert connection.execute(left).scalar() == 0, number
         other.scan()
         invariants.check(other.engine, {"other": other.root})
-        with writing(other.engine) as connection:
-            tenants.remove(connection, other.tenant_id)
+        remove_tenant(other.engine, other.tenant_id)
 
 
 @pytest.mark.fault(18, "a tenant's root changed at each flush of its scan in turn")

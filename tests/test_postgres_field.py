@@ -20,7 +20,7 @@ from db import engine as db_engine
 from db import postgresql, schema
 from db.engine import connect, reading, write, writing
 from db.failures import Failure, failure_of
-from db.shards import Sendable
+from db.sending import Sendable
 from tasks import settings as all_settings
 from tasks.app import make_app
 from tasks.careful import DEATHS_AT_MOST

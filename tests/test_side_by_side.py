@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 
 from db import schema
 from db.engine import writing
-from orchestrator import removal
 from tasks import release
 from tasks.scan_shard import scan_shard
 from tests import aftermath, invariants
@@ -173,7 +172,6 @@ def test_workers_of_two_releases_carry_on_one_scan(
                 old.close()
                 [third] = cluster.json("enqueue", "t", "--full", "--wait")  # by new ones alone
                 aftermath.check(field)
-                removal.go_on(field.engine, 60)  # which the beat of before knows nothing of
                 invariants.check(field.engine, {"t": os.fsencode(root)})
         finally:
             for process in cluster.processes.values():

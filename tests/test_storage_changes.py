@@ -6,13 +6,13 @@ import random
 import pytest
 from sqlalchemy import event, update
 
-from db import changes, scans, tenants
+from db import changes, scans
 from db.changes import BEHIND, make_cursor
 from db.engine import connect, reading, writing
 from db.tables import changes as changes_table
 from db.tables import tenants as tenants_table
 from db.types import ENDED, CursorLost, ScanState, Trigger
-from tests.storage import DIGEST, ONLY_POSTGRES, add_tenant, end_scan, rows, start_scan
+from tests.storage import DIGEST, ONLY_POSTGRES, add_tenant, end_scan, remove_tenant, rows, start_scan
 
 
 @pytest.fixture
@@ -250,7 +250,6 @@ def test_a_change_tells_where_to_read_on(engine, tenant):
 
 def test_the_feed_of_a_removed_tenant_is_gone(engine, tenant):
     published(engine, tenant, (0, b"a", "added"))
-    with writing(engine) as connection:
-        tenants.remove(connection, tenant.id)
+    remove_tenant(engine, tenant.id)
 
     assert rows(engine, changes_table) == []

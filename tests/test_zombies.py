@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from db import postgresql, shards, tenants
-from db.engine import reading, writing
+from db import postgresql, shards
+from db.engine import reading
 from tasks.lease import Holder
 from tasks.scan_shard import scan_shard
 from tests import in_process, invariants
 from tests.invariants import everything
-from tests.storage import ONLY_POSTGRES
+from tests.storage import ONLY_POSTGRES, remove_tenant
 from tests.test_interleavings import Make, World
 from tests.test_interleavings import world as world  # the fixture
 from tests.trees import Dir, File, build
@@ -93,8 +93,7 @@ def removed(it: World) -> set[bytes]:
 
 def _forget(it: World) -> None:
     """The same database is used for the next."""
-    with writing(it.engine) as connection:
-        tenants.remove(connection, it.tenant_id)
+    remove_tenant(it.engine, it.tenant_id)
 
 
 @ONLY_POSTGRES
