@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, tuple_, update
 
 from db import clock as clocks
 from db.clock import clock
@@ -61,8 +61,9 @@ def _is_in_flight() -> ColumnElement[bool]:
 
 
 def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
-    """The running scans that have shards to send, or under way; of those done not more than `count_done` are counted.
-    Whoever asks dispatches alone until the transaction ends, so that two do not fill the same room.
+    """The running scans that have shards to send, or under way; of those done not more than `count_done` are counted,
+    and only where there are others that it matters for. Whoever asks dispatches alone until the transaction ends, so
+    that two do not fill the same room.
     """
     if connection.dialect.name == "postgresql":  # on SQLite there is one writer
         connection.execute(select(func.pg_advisory_xact_lock(_DISPATCHING)))
@@ -74,37 +75,36 @@ def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
         .group_by(s.scan_id)
         .subquery()
     )  # fmt: skip
-    over = shards.alias()
-    some = select(over.c.number).where(over.c.scan_id == scans.c.id, over.c.state == ShardState.DONE).limit(count_done)
     query = (
         select(scans.c.id, scans.c.tenant_id, tenants.c.tier, scans.c.trigger, tenants.c.served_at, scans.c.started_at,
-               is_open.c.ready, is_open.c.in_flight,
-               select(func.count()).select_from(some.correlate(scans).subquery()).scalar_subquery().label("done"))
+               is_open.c.ready, is_open.c.in_flight)
         .join(tenants, tenants.c.id == scans.c.tenant_id)
         .join(is_open, is_open.c.scan_id == scans.c.id)
         .where(scans.c.state == said(ScanState.RUNNING))
     )  # fmt: skip
+    found = connection.execute(query).all()
+    done = {row.id: _done(connection, row.id, count_done) for row in found if row.ready + row.in_flight > 1}
     return [
-        Contender(row.id, row.tenant_id, row.tier, row.trigger, row.ready, row.in_flight, row.done,
+        Contender(row.id, row.tenant_id, row.tier, row.trigger, row.ready, row.in_flight, done.get(row.id, 0),
                   (now - max(row.served_at or row.started_at, row.started_at)).total_seconds())
-        for row in connection.execute(query)
+        for row in found
     ]  # fmt: skip
 
 
-def sendable(connection: Connection, allotted: Mapping[str, int]) -> Sequence[Sendable]:
-    """Shards of running scans that may be sent now, of each so many at most; locked."""
-    if not allotted:
-        return []
+def _done(connection: Connection, scan_id: str, most: int) -> int:
+    some = select(shards.c.number).where(shards.c.scan_id == scan_id, shards.c.state == ShardState.DONE).limit(most)
+    return int(connection.execute(select(func.count()).select_from(some.subquery())).scalar_one())
+
+
+def sendable(connection: Connection, scan_ids: Sequence[str], limit: int) -> Sequence[Sendable]:
+    """Shards of these scans, where they run, that may be sent now; locked."""
     s = shards.c
-    turn = func.row_number().over(partition_by=s.scan_id, order_by=s.number).label("turn")
-    most = case(*((s.scan_id == scan_id, number) for scan_id, number in allotted.items()))
-    ranked = select(s.scan_id, s.number, turn).where(s.scan_id.in_(allotted), _is_sendable()).subquery()
     query = (
         select(s.scan_id, s.number, s.tenant_id, s.queue)
-        .join(ranked, and_(ranked.c.scan_id == s.scan_id, ranked.c.number == s.number))
         .join(scans, scans.c.id == s.scan_id)
-        .where(ranked.c.turn <= most, scans.c.state == ScanState.RUNNING)
+        .where(s.scan_id.in_(scan_ids), _is_sendable(), scans.c.state == said(ScanState.RUNNING))
         .order_by(s.scan_id, s.number)
+        .limit(limit)
         .with_for_update(of=shards, skip_locked=True)
     )
     return [Sendable(**row) for row in connection.execute(query).mappings()]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import redis
 from sqlalchemy import Connection, Engine
 
 from db import sending
 from db.engine import write
-from db.sending import Sendable
+from db.sending import Contender, Sendable
 from db.shards import FINISH
 from orchestrator.fairness import allot
 from orchestrator.windows import Windows
@@ -68,9 +68,18 @@ def _mark(connection: Connection, windows: Windows, ageing_s: float, unread: int
     given = allot(running, windows, ageing_s, unread)
     if given:
         sending.note_served(connection, [one.tenant_id for one in running if one.scan_id in given])
-    batch = sending.sendable(connection, given)
+    batch = _chosen(connection, running, given)
     if batch:
         sending.mark_sent(connection, batch, EXPIRES_S)
+    return batch
+
+
+def _chosen(connection: Connection, running: Sequence[Contender], given: Mapping[str, int]) -> list[Sendable]:
+    """The shards: in one question for all scans that get all they have, which most do, and in one for each other."""
+    whole = [one.scan_id for one in running if given.get(one.scan_id) == one.ready]
+    batch = list(sending.sendable(connection, whole, sum(given[scan_id] for scan_id in whole))) if whole else []
+    for scan_id in given.keys() - set(whole):
+        batch += sending.sendable(connection, [scan_id], given[scan_id])
     return batch
 
 

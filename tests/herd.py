@@ -9,6 +9,7 @@ import argparse
 import base64
 import csv
 import json
+import multiprocessing
 import statistics
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import redis
 from sqlalchemy import Connection, Engine, event, func, insert, select, text, update
@@ -84,24 +86,6 @@ class Herd:
             self.broker.brpop(["strandline:control"], timeout=self.app.runtime.settings.tick_s)
             self.tick()
 
-    def take_shards(self) -> None:
-        """Settle what was sent."""
-        told_s = 0.0
-        while not self.ended.is_set():
-            if time.monotonic() - told_s > presence.TOLD_EVERY_S:
-                told_s = time.monotonic()
-                presence.tell(self.app.runtime.redis, self.app.runtime.keys, "herd", SLOTS)
-            if taken := self.taken(wait_s=0.5):
-                write(self.engine, settle, taken)
-                nudge(self.app)
-
-    def taken(self, wait_s: float) -> list[tuple[str, int]]:
-        """The shards (scan, number) whose messages are there, or come soon."""
-        first = self.broker.brpop(["strandline:bulk"], timeout=wait_s)
-        messages = [first[1], *(self.broker.rpop("strandline:bulk", AT_ONCE) or [])] if first else []
-        found = (json.loads(base64.b64decode(json.loads(message)["body"]))[0] for message in messages)
-        return [(scan_id, number[0] if number else shards.FINISH) for scan_id, *number in found]
-
     def look(self) -> None:
         """How much does the broker hold?"""
         while not self.ended.wait(LOOK_EVERY_S):
@@ -109,13 +93,18 @@ class Herd:
 
     def run(self, seconds: float) -> None:
         """All of that for so long."""
-        workers = [threading.Thread(target=one) for one in (self.take_ticks, self.take_shards, self.look)]
-        for worker in workers:
-            worker.start()
+        spawn = multiprocessing.get_context("spawn")  # as workers are, processes of their own
+        other = spawn.Process(target=take_shards, args=(self.app.runtime.settings.model_dump(),), daemon=True)
+        other.start()
+        threads = [threading.Thread(target=one) for one in (self.take_ticks, self.look)]
+        for thread in threads:
+            thread.start()
         time.sleep(seconds)
         self.ended.set()
-        for worker in workers:
-            worker.join()
+        for thread in threads:
+            thread.join()
+        other.terminate()
+        other.join()
 
     def starts(self) -> dict[int, int]:
         """Scans that were started, by second; the first and the last second, which are parts, left out."""
@@ -123,6 +112,28 @@ class Herd:
             began = connection.execute(select(scans_table.c.started_at).where(scans_table.c.started_at.is_not(None)))
             counted = Counter(int(row.started_at.timestamp()) for row in began)
         return {second: counted[second] for second in range(min(counted) + 1, max(counted))}
+
+
+def take_shards(settings: dict[str, Any]) -> None:
+    """Settle what is sent, until one is ended: a worker to whom all shards are nothing."""
+    app = make_app(all_settings.load({}, **settings))
+    told_s = 0.0
+    while True:
+        if time.monotonic() - told_s > presence.TOLD_EVERY_S:
+            told_s = time.monotonic()
+            presence.tell(app.runtime.redis, app.runtime.keys, "herd", SLOTS)
+        if found := taken(app.runtime.redis, 0.5):
+            write(app.runtime.engine, settle, found)
+            nudge(app)
+
+
+def taken(client: redis.Redis, wait_s: float) -> list[tuple[str, int]]:
+    """The shards (scan, number) whose messages are there, or come soon."""
+    first: Any = client.brpop(["strandline:bulk"], timeout=wait_s)
+    more: Any = client.rpop("strandline:bulk", AT_ONCE) if first else None
+    messages = [first[1], *(more or [])] if first else []
+    found = (json.loads(base64.b64decode(json.loads(message)["body"]))[0] for message in messages)
+    return [(scan_id, number[0] if number else shards.FINISH) for scan_id, *number in found]
 
 
 def settle(connection: Connection, taken: list[tuple[str, int]]) -> None:
@@ -163,8 +174,8 @@ def cost_of(herd: Herd, number: int, due: int, rounds: int) -> float:
             come = update(tenants_table).where(tenants_table.c.id.in_(some.scalar_subquery()))
             connection.execute(come.values(next_scan_at=clock.clock(-1.0)))
         herd.tick()
-        while taken := herd.taken(wait_s=0.01):
-            write(herd.engine, settle, taken)
+        while found := taken(herd.broker, 0.01):
+            write(herd.engine, settle, found)
             ticks.tick(herd.app, herd.engine, herd.app.runtime.settings)
     return statistics.median(herd.ticks_s)
 

@@ -65,7 +65,7 @@ def ready(engine: Engine) -> list[sending.Sendable]:
     """The shards that may be done now."""
     with writing(engine) as connection:
         running = sending.contenders(connection, 1)
-        return list(sending.sendable(connection, {one.scan_id: 100 for one in running}))
+        return list(sending.sendable(connection, [one.scan_id for one in running], 100))
 
 
 def run(shard: sending.Sendable) -> None:

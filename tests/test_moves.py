@@ -190,16 +190,16 @@ def test_empty_files_are_never_paired(cli: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.row(4, "a folder of thousands: `moved` for each, nothing hashed")
-def test_a_renamed_folder_of_thousands_is_moved_without_hashing(cli: Command, tmp_path: Path) -> None:
+def test_a_renamed_folder_of_many_is_moved_without_hashing(cli: Command, tmp_path: Path) -> None:
     root = os.fsencode(tmp_path / "root")
-    make_many(root + b"/in", 50, 60)
+    make_many(root + b"/in", 30, 50)
     build(root + b"/beside", numbered(5))
-    first = cli.scan(root, "--tenant", "thousands")
+    first = cli.scan(root, "--tenant", "many")
     while first["hashed_files"]:  # files this young are flushed first, so many a scan
         first = cli.scan(root)
     os.rename(root + b"/in", root + b"/out")
 
     second = cli.scan(root)
 
-    assert (second["moved"], second["added"], second["deleted"], second["hashed_files"]) == (3_000, 0, 0, 0)
-    assert cli.index("thousands") == listing(root) == apply_feed(cli.feed("thousands"))
+    assert (second["moved"], second["added"], second["deleted"], second["hashed_files"]) == (1_500, 0, 0, 0)
+    assert cli.index("many") == listing(root) == apply_feed(cli.feed("many"))

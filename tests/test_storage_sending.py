@@ -33,7 +33,7 @@ def scan(engine, tenant):
 
 def sendable(engine, limit=100):
     with writing(engine) as connection:
-        return sending.sendable(connection, {scan.id: limit for scan in scans.in_state(connection, ScanState.RUNNING)})
+        return sending.sendable(connection, [scan.id for scan in scans.in_state(connection, ScanState.RUNNING)], limit)
 
 
 def mark_sent(engine, sent, expires_s=600.0):
@@ -98,7 +98,7 @@ def test_each_running_scan_contends_with_what_it_has(engine):
     begun = [start_scan(engine, tenant, shard_count=3) for tenant in (served, other)]
     start_scan(engine, idle, shard_count=0)
     claimed(engine, begun[0], 1)
-    mark_sent(engine, sendable(engine, 1)[:1])
+    mark_sent(engine, sendable(engine, 1))
     for tenant, ago_s in ((served, -5.0), (other, -1000.0)):
         with writing(engine) as connection:
             table = metadata.tables["tenants"]
@@ -123,7 +123,7 @@ def test_two_dispatchers_at_once_take_turns(engine, scan):
 @ONLY_POSTGRES
 def test_whoever_takes_shards_at_once_is_offered_others(engine, scan):
     with writing(engine) as one, writing(engine) as other:
-        first, second = sending.sendable(one, {scan.id: 1}), sending.sendable(other, {scan.id: 10})
+        first, second = sending.sendable(one, [scan.id], 1), sending.sendable(other, [scan.id], 10)
 
     assert [shard.number for shard in first + second] == [1, 2]
 
