@@ -11,11 +11,10 @@ import csv
 import json
 import multiprocessing
 import statistics
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,6 @@ from tasks import settings as all_settings
 from tasks.app import App, make_app, nudge
 from tasks.redis import presence
 from tests import servers
-from tests.servers import PostgresServer, RedisServer
 
 SLOTS = 64
 AT_ONCE = 200
@@ -181,24 +179,17 @@ def cost_of(herd: Herd, number: int, due: int, rounds: int) -> float:
 
 
 @contextmanager
-def herd_of(settings: Callable[..., all_settings.Settings]) -> Iterator[Herd]:
-    with servers.server_folder() as folder, tempfile.TemporaryDirectory():
-        homes = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(2)]
-        for home in homes:
-            home.chmod(0o755)
-        with (
-            PostgresServer(servers.postgres_kinds()[-1], homes[0]) as postgres,
-            postgres.database() as url,
-            RedisServer(homes[1]) as broker,
-        ):
-            app = make_app(settings(database_url=url, redis_url=broker.url))
-            engine = connect(url, pool_size=4)
-            schema.migrate(engine)
-            app.runtime.__dict__["engine"] = engine
-            presence.tell(app.runtime.redis, app.runtime.keys, "herd", SLOTS)
-            yield Herd(app, engine, redis.Redis.from_url(broker.url))
-            app.close()
-            engine.dispose()
+def herd_of() -> Iterator[Herd]:
+    """Nobody yet, on servers of its own."""
+    with servers.for_a_benchmark() as (url, broker):
+        app = make_app(all_settings.load({}, database_url=url, redis_url=broker.url))
+        engine = connect(url, pool_size=4)
+        schema.migrate(engine)
+        app.runtime.__dict__["engine"] = engine
+        presence.tell(app.runtime.redis, app.runtime.keys, "herd", SLOTS)
+        yield Herd(app, engine, redis.Redis.from_url(broker.url))
+        app.close()
+        engine.dispose()
 
 
 def main() -> None:
@@ -208,7 +199,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--csv", type=Path, default=Path("build/herd.csv"))
     given = parser.parse_args()
-    with herd_of(lambda **urls: all_settings.load({}, **urls)) as herd:
+    with herd_of() as herd:
         few, many = (cost_of(herd, number, 10, 30) for number in (100, given.tenants))
         print(
             f"a tick with 10 due: {few * 1000:.1f} ms of 100 tenants, "

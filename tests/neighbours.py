@@ -17,13 +17,11 @@ from pathlib import Path
 from db import scans
 from db.engine import write
 from db.tables import shards as shards_table
-from tasks.app import nudge
 from tasks.settings import Settings
 from tests import field as fields
 from tests import servers, trees
 from tests.field import Field
 from tests.fuse_control import Control
-from tests.servers import PostgresServer, RedisServer
 from tests.trees import Dir, File
 from tests.volumes import Volumes
 from tests.waiting import wait_until
@@ -39,17 +37,12 @@ CALL_S = 0.05
 @contextlib.contextmanager
 def cluster(children: int, **settings: str) -> Iterator[Field]:
     tick_s = {"STRANDLINE_TICK_S": str(Settings.model_fields["tick_s"].default)}
-    with servers.server_folder() as folder, tempfile.TemporaryDirectory() as place:
-        homes = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(2)]
-        for home in homes:
-            home.chmod(0o755)
-        with (
-            PostgresServer(servers.postgres_kinds()[-1], homes[0]) as postgres,
-            postgres.database() as url,
-            RedisServer(homes[1]) as broker,
-            fields.running(Path(place), url, broker, children=children, **tick_s | settings) as field,
-        ):
-            yield field
+    with (
+        servers.for_a_benchmark() as (url, broker),
+        tempfile.TemporaryDirectory() as place,
+        fields.running(Path(place), url, broker, children=children, **tick_s | settings) as field,
+    ):
+        yield field
 
 
 def scheduled(field: Field, names: Sequence[str], every_s: float = 0.0) -> list[str]:
@@ -57,7 +50,7 @@ def scheduled(field: Field, names: Sequence[str], every_s: float = 0.0) -> list[
     ids = {row.name: row.id for row in field.rows("SELECT id, name FROM tenants")}
     for name in names:
         write(field.engine, scans.request_scheduled, [ids[name]])
-        nudge(field.session._app)
+        field.session.tick()
         time.sleep(every_s)
     found = field.rows(
         "SELECT tenant_id, id FROM scans WHERE state IN ('queued', 'running') OR finished_at IS NOT NULL"

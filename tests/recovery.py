@@ -15,7 +15,6 @@ from tasks.settings import Settings
 from tests import field as fields
 from tests import servers
 from tests.field import SOON_S, Field, cut, large
-from tests.servers import PostgresServer, RedisServer
 from tests.waiting import wait_until
 
 PROMISED_S = 10.0
@@ -45,24 +44,17 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     shipped = Settings.model_fields
     tick_s = {"STRANDLINE_TICK_S": str(shipped["tick_s"].default)}
-    with servers.server_folder() as folder, tempfile.TemporaryDirectory() as place:
-        homes = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(2)]
-        for home in homes:
-            home.chmod(0o755)
-        with (
-            PostgresServer(servers.postgres_kinds()[-1], homes[0]) as postgres,
-            postgres.database() as url,
-            RedisServer(homes[1]) as broker,
-            fields.running(Path(place), url, broker, workers=2, children=1, **tick_s) as field,
-        ):
-            print(
-                f"lease {shipped['lease_s'].default:g} s, tick {shipped['tick_s'].default:g} s, {os.cpu_count()} CPUs"
-            )
-            taken = []
-            for number in range(rounds):
-                taken.append(recovery_s(field))
-                print(f"{number + 1:3}. {taken[-1]:5.1f} s")
-            print(f"median {statistics.median(taken):.1f} s, at most {max(taken):.1f} s (promised: {PROMISED_S:g} s)")
+    with (
+        servers.for_a_benchmark() as (url, broker),
+        tempfile.TemporaryDirectory() as place,
+        fields.running(Path(place), url, broker, workers=2, children=1, **tick_s) as field,
+    ):
+        print(f"lease {shipped['lease_s'].default:g} s, tick {shipped['tick_s'].default:g} s, {os.cpu_count()} CPUs")
+        taken = []
+        for number in range(rounds):
+            taken.append(recovery_s(field))
+            print(f"{number + 1:3}. {taken[-1]:5.1f} s")
+        print(f"median {statistics.median(taken):.1f} s, at most {max(taken):.1f} s (promised: {PROMISED_S:g} s)")
 
 
 if __name__ == "__main__":

@@ -380,3 +380,18 @@ def _version_in(text: str) -> str:
 
 def _origin(path: Path) -> str:
     return "wheel" if "site-packages" in path.parts else str(path)
+
+
+@contextlib.contextmanager
+def for_a_benchmark() -> Iterator[tuple[str, RedisServer]]:
+    """The URL of an empty database on the newest PostgreSQL there is, and a Redis, both of its own."""
+    with server_folder() as folder:
+        homes = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(2)]
+        for home in homes:
+            home.chmod(0o755)
+        with (
+            PostgresServer(postgres_kinds()[-1], homes[0]) as postgres,
+            postgres.database() as url,
+            RedisServer(homes[1]) as broker,
+        ):
+            yield url, broker
