@@ -10,6 +10,9 @@ override export STATE := $(value STATE)
 override export MINUTES := $(value MINUTES)
 override export SEED := $(value SEED)
 
+# Tests wait for a third of their time: three processes keep two processors busy, and a few more do no harm.
+PROCESSES := $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4)))
+
 .PHONY: help
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +25,7 @@ run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 
 .PHONY: test
 test:  ## Run the tests: ARGS="-k feed -x" goes to pytest (-n 0: one by one), REQUIRE=all makes every skip a failure
 	@.ci/venv requirements-test.lock
-	@exec .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@exec .venv/bin/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
 .PHONY: chaos
 chaos:  ## Run the tests that kill, hang, cut and fill servers and processes under a running cluster (ARGS as above); then storm

@@ -21,6 +21,12 @@ def cli(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
+def refusing(tmp_path: Path) -> Command:
+    """For what is refused before anything is started."""
+    return Command(tmp_path / "state", starts_nothing=True)
+
+
+@pytest.fixture
 def root(tmp_path: Path) -> Path:
     build(os.fsencode(tmp_path / "root"), Dir({b"f": File(b"1"), b"inside": Dir({})}))
     return tmp_path / "root"
@@ -53,11 +59,11 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], str], str]] = {
 @pytest.mark.row(36, "missing, a file, /, a symlink: one sentence, exit 2, no tenant")
 @pytest.mark.parametrize("case", BAD_ROOTS)
 @pytest.mark.parametrize("words", [["scan"], ["tenant", "add", "name"], ["up", "--dir"]], ids=" ".join)
-def test_a_root_that_cannot_be_one_is_refused(cli: Command, root: Path, case: str, words: list[str]) -> None:
+def test_a_root_that_cannot_be_one_is_refused(refusing: Command, root: Path, case: str, words: list[str]) -> None:
     make, said = BAD_ROOTS[case]
     path = make(root)
-    refused(cli.run(*words, path), repr(path), said)
-    assert tenants_in(cli.state) == []
+    refused(refusing.run(*words, path), repr(path), said)
+    assert tenants_in(refusing.state) == []
 
 
 @pytest.mark.row(36, "unreadable: one sentence")
@@ -72,51 +78,51 @@ def test_an_unreadable_root_is_refused(cli: Command, root: Path) -> None:
 
 
 @pytest.mark.row(36, "inside or around another tenant's root: refused")
-def test_roots_of_tenants_do_not_overlap(cli: Command, root: Path) -> None:
-    assert cli.run("tenant", "add", "outer", str(root)).returncode == 0
-    refused(cli.run("tenant", "add", "inner", str(root / "inside")), "inside", "outer", str(root))
-    refused(cli.run("scan", str(root / "inside")), "inside", "outer")
-    refused(cli.run("scan", str(root.parent)), "contains", "outer")
-    assert tenants_in(cli.state) == [("outer",)]
+def test_roots_of_tenants_do_not_overlap(refusing: Command, root: Path) -> None:
+    assert refusing.run("tenant", "add", "outer", str(root)).returncode == 0
+    refused(refusing.run("tenant", "add", "inner", str(root / "inside")), "inside", "outer", str(root))
+    refused(refusing.run("scan", str(root / "inside")), "inside", "outer")
+    refused(refusing.run("scan", str(root.parent)), "contains", "outer")
+    assert tenants_in(refusing.state) == [("outer",)]
 
 
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "-dash", "x" * 300, "", "ä", "a b", "a\nb"])
-def test_a_bad_tenant_name_is_refused(cli: Command, root: Path, name: str) -> None:
+def test_a_bad_tenant_name_is_refused(refusing: Command, root: Path, name: str) -> None:
     if not name.startswith("-"):  # as an argument that would be an option
-        refused(cli.run("tenant", "add", name, str(root)), "tenant name", "letters")
-    refused(cli.run("scan", str(root), f"--tenant={name}"), "tenant name", "letters")
-    assert tenants_in(cli.state) == []
+        refused(refusing.run("tenant", "add", name, str(root)), "tenant name", "letters")
+    refused(refusing.run("scan", str(root), f"--tenant={name}"), "tenant name", "letters")
+    assert tenants_in(refusing.state) == []
 
 
-def test_a_known_tenant_with_another_root_is_refused(cli: Command, root: Path, tmp_path: Path) -> None:
-    assert cli.run("tenant", "add", "one", str(root)).returncode == 0
+def test_a_known_tenant_with_another_root_is_refused(refusing: Command, root: Path, tmp_path: Path) -> None:
+    assert refusing.run("tenant", "add", "one", str(root)).returncode == 0
     (tmp_path / "other").mkdir()
-    refused(cli.run("scan", str(tmp_path / "other"), "--tenant", "one"), "one", str(root), "another root")
-    refused(cli.run("tenant", "add", "one", str(tmp_path / "other")), "one", "exists already")
+    refused(refusing.run("scan", str(tmp_path / "other"), "--tenant", "one"), "one", str(root), "another root")
+    refused(refusing.run("tenant", "add", "one", str(tmp_path / "other")), "one", "exists already")
 
 
-def test_unknown_words_are_refused(cli: Command, root: Path) -> None:
-    refused(cli.run("scan", str(root), "--algorithm", "md5"), "md5", "sha256")
-    refused(cli.run("tenant", "add", "t", str(root), "--algorithm", "md5"), "md5", "sha256")
-    refused(cli.run("tenant", "add", "t", str(root), "--tier", "gold"), "gold", "priority")
-    refused(cli.run("tenant", "add", "t", str(root), "--interval", "0"), "interval", "0")
-    assert cli.run("tenant", "add", "t", str(root)).returncode == 0
-    refused(cli.run("tenant", "show", "nobody"), "nobody", "tenant list")
-    refused(cli.run("changes", "t", "--since", "rubbish"), "rubbish", "files")
-    refused(cli.run("cancel", "rubbish"), "rubbish", "scans")
+def test_unknown_words_are_refused(refusing: Command, root: Path) -> None:
+    refused(refusing.run("scan", str(root), "--algorithm", "md5"), "md5", "sha256")
+    refused(refusing.run("tenant", "add", "t", str(root), "--algorithm", "md5"), "md5", "sha256")
+    refused(refusing.run("tenant", "add", "t", str(root), "--tier", "gold"), "gold", "priority")
+    refused(refusing.run("tenant", "add", "t", str(root), "--interval", "0"), "interval", "0")
+    assert refusing.run("tenant", "add", "t", str(root)).returncode == 0
+    refused(refusing.run("tenant", "show", "nobody"), "nobody", "tenant list")
+    refused(refusing.run("changes", "t", "--since", "rubbish"), "rubbish", "files")
+    refused(refusing.run("cancel", "rubbish"), "rubbish", "scans")
     for words in (["scans", "t", "--limit"], ["tenant", "set", "t", "--large-file-bytes"]):
-        done = cli.run(*words, str(1 << 63))
+        done = refusing.run(*words, str(1 << 63))
         assert done.returncode == 2 and f"Invalid value for '{words[-1]}'" in done.stderr
-    refused(cli.run("enqueue", "t"), "no stack runs", "strandline up")
+    refused(refusing.run("enqueue", "t"), "no stack runs", "strandline up")
 
 
-def test_an_unknown_setting_is_refused_and_the_nearest_named(cli: Command, root: Path) -> None:
-    cli.env = {"STRANDLINE_HASH_CHUNK_BYTE": "1"}
-    refused(cli.run("scan", str(root)), "STRANDLINE_HASH_CHUNK_BYTE", "STRANDLINE_HASH_CHUNK_BYTES")
-    cli.env = {"STRANDLINE_SHARD_ENTRIES": "many"}
-    refused(cli.run("scan", str(root)), "STRANDLINE_SHARD_ENTRIES", "many")
-    cli.env = {"STRANDLINE_DATABASE_URL": "mysql://x"}
-    refused(cli.run("scan", str(root)), "STRANDLINE_DATABASE_URL", "postgresql+psycopg")
+def test_an_unknown_setting_is_refused_and_the_nearest_named(refusing: Command, root: Path) -> None:
+    refusing.env = {"STRANDLINE_HASH_CHUNK_BYTE": "1"}
+    refused(refusing.run("scan", str(root)), "STRANDLINE_HASH_CHUNK_BYTE", "STRANDLINE_HASH_CHUNK_BYTES")
+    refusing.env = {"STRANDLINE_SHARD_ENTRIES": "many"}
+    refused(refusing.run("scan", str(root)), "STRANDLINE_SHARD_ENTRIES", "many")
+    refusing.env = {"STRANDLINE_DATABASE_URL": "mysql://x"}
+    refused(refusing.run("scan", str(root)), "STRANDLINE_DATABASE_URL", "postgresql+psycopg")
 
 
 def test_a_state_folder_of_a_newer_schema_is_refused_and_left_as_it_is(cli: Command, root: Path) -> None:
