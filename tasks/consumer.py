@@ -13,6 +13,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from tasks.app import Runtime
+from tasks.memory.watch import Memory
 from tasks.redis import mark, presence
 from tasks.redis.transport import MALFORMED
 
@@ -60,9 +61,9 @@ class Doubt(bootsteps.StartStopStep):
 
 
 class Presence(bootsteps.StartStopStep):
-    """Tells that this worker lives, and how much it can do at once, as long as it is connected."""
+    """Tells that this worker lives, how much it can do at once and how full memory is, as long as it is connected."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    requires = (Memory,)
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
@@ -81,7 +82,7 @@ class Presence(bootsteps.StartStopStep):
             self._do(consumer, presence.leave)
 
     def _tell(self, consumer: Any) -> None:
-        self._do(consumer, presence.tell, consumer.pool.num_processes)
+        self._do(consumer, presence.tell, consumer.pool.num_processes, consumer.memory.document())
 
     def _do(self, consumer: Any, what: Callable[..., None], *more: Any) -> None:
         runtime: Runtime = consumer.app.runtime

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     redis_sentinel_password: str = Field("", description="password of the sentinels themselves, where they have one")
     roots: str = Field("", description="folders under which tenant roots may lie, separated by ':'; empty: anywhere")
     workers: int = Field(0, ge=0, le=256, description="processes of one worker; 0: as many as processors")
+    memory_profile: Literal["conservative", "aggressive", "development"] = Field(
+        "conservative", description="how full memory may get: conservative, aggressive (own machines) or development"
+    )
+    memory_limit_mb: int = Field(
+        0, ge=0, le=1 << 30, description="MiB that a worker with its children may use; 0: what its control group may"
+    )
     hash_chunk_bytes: int = Field(65536, ge=4096, le=64 << 20, description="bytes read at a time while hashing")
     shard_entries: int = Field(50_000, ge=1, description="entries after which a shard hands on the rest of its work")
     shard_bytes: int = Field(512 << 20, ge=1, description="hashed bytes after which a shard hands on the rest")

@@ -17,7 +17,10 @@ INFRASTRUCTURE = {"celery", "kombu", "redis", "sqlalchemy", "billiard", "alembic
 # What opens, stats or lists; the rest of tasks/ must ask tasks.core for it.
 TOUCHES_FILES = {"open", "stat", "lstat", "scandir", "readlink", "listdir", "walk", "fwalk", "read_text", "read_bytes"}
 MAY_TOUCH_FILES = {f"tasks/core/{name}.py" for name in ("filesystem", "hashing", "listing", "rule_sources", "walk")}
-MAY_TOUCH_FILES.add("tasks/redis/script.py")  # its own Lua
+MAY_TOUCH_FILES |= {
+    "tasks/redis/script.py",  # its own Lua
+    "tasks/memory/cgroup.py", "tasks/memory/gauge.py",  # the kernel's
+}  # fmt: skip
 # Commands talk to a terminal, and so do the processes that `up` and the containers start.
 MAY_PRINT = ("orchestrator/cli/", "orchestrator/stack/embedded.py", "orchestrator/stack/processes.py")
 

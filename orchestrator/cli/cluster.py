@@ -13,6 +13,7 @@ from db.types import ScanState, StrandlineError
 from orchestrator.cli.common import (
     coordination,
     database,
+    human,
     json_option,
     print_json,
     progress_reader,
@@ -30,13 +31,14 @@ SHOWN = 100
 
 
 @click.command()
+@click.option("--memory", "with_memory", is_flag=True, help="How full the memory of each worker is, and of whom.")
 @state_option
 @json_option
-def status(state: str | None, as_json: bool) -> None:
+def status(with_memory: bool, state: str | None, as_json: bool) -> None:
     """The cluster at a glance: what runs, what waits, who works.
 
     \b
-    Example: strandline status
+    Example: strandline status --memory
     """
     settings = settings_of(state)
     running = None if settings.redis_url else StateFolder(settings.state_dir).running()
@@ -58,11 +60,13 @@ def status(state: str | None, as_json: bool) -> None:
     document["workers"] = _workers(settings.model_copy(update={"redis_url": redis_url})) if redis_url else []
     document["redis"] = _redis(settings.model_copy(update={"redis_url": redis_url}), list(names)) if redis_url else None
     document["flower"] = running.flower if running is not None else None
+    if with_memory:
+        document["memory"] = _memory(settings.model_copy(update={"redis_url": redis_url})) if redis_url else []
     if as_json:
         print_json(document)
         return
     for key, value in document.items():
-        if key == "scans":
+        if key in ("scans", "memory"):
             continue
         if isinstance(value, dict):
             value = ", ".join(_pair(name, one) for name, one in value.items())
@@ -71,6 +75,8 @@ def status(state: str | None, as_json: bool) -> None:
         click.echo(f"{key:<12} {'-' if value is None else value}")
     for one in document["scans"]:
         click.echo(f"{one['tenant']}: {one['age_s']:.0f} s, {progress_text(Progress(**one['progress']))}")
+    for one in document.get("memory", ()):
+        _show_memory(one)
 
 
 def running_scans(engine: Engine, reader: Reader, limit: int) -> list[dict[str, Any]]:
@@ -107,6 +113,25 @@ def _redis(settings: all_settings.Settings, tenant_ids: list[int]) -> dict[str, 
     except StrandlineError as error:
         click.echo(f"strandline: {error}", err=True)
         return None
+
+
+def _memory(settings: all_settings.Settings) -> list[dict[str, Any]]:
+    """What each worker told of its memory."""
+    from tasks.redis import presence
+
+    with coordination(settings) as (client, keys):
+        return [{"worker": name, **found} for name, found in presence.memory(client, keys).items()]
+
+
+def _show_memory(one: dict[str, Any]) -> None:
+    click.echo(f"{one['worker']}: memory is {one['level']}: {one['why']}")
+    told = [f"{human(one['used_bytes'])} of {human(one['limit_bytes'])}, by {one['limited_by']}"]
+    if one["working_set_bytes"] is not None:
+        told.append(f"a kubelet counts {human(one['working_set_bytes'])}")
+    told.append(f"{one['oom_kills']} killed by the kernel")
+    click.echo(
+        "    " + ", ".join([*told, *(f"child {each['pid']} {human(each['bytes'])}" for each in one["children"])])
+    )
 
 
 def _workers(settings: all_settings.Settings) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from orchestrator.beat import Beat
 from orchestrator.stack.processes import be_killed_first, die_with_parent
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt, Presence
+from tasks.memory.watch import Memory
 
 
 def preload() -> None:
@@ -53,7 +54,7 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
         for name in ("tasks", "orchestrator"):
             logging.getLogger(name).setLevel(logging.INFO if serving else logging.WARNING)
 
-    app.steps["consumer"].update((Doubt, Presence))
+    app.steps["consumer"].update((Doubt, Memory, Presence))
     chosen = app.subclass_with_self("orchestrator.stack.worker:Worker", name="Worker")(
         concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES),
         hostname=f"worker-{main}@{socket.gethostname()}", task_events=serving, quiet=True,

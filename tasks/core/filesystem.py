@@ -197,14 +197,15 @@ def mount_points() -> frozenset[bytes]:
     """The folders on which something is mounted, as this process sees them (proc(5), mountinfo); none without /proc."""
     try:
         with open("/proc/self/mountinfo", "rb") as lines:
-            return frozenset(_OCTAL.sub(_unescaped, line.split(b" ", 5)[4]) for line in lines)
+            return frozenset(mount_field(line.split(b" ", 5)[4]) for line in lines)
     except OSError as error:
         explain(error)  # which may be that there is no descriptor left
         return frozenset()
 
 
-def _unescaped(found: re.Match[bytes]) -> bytes:
-    return bytes([int(found[1], 8)])
+def mount_field(field: bytes) -> bytes:
+    """A path as mountinfo tells it, without its escapes."""
+    return _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), field)
 
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # blanks, line feeds and backslashes are written so

@@ -33,6 +33,10 @@ class Keys:
         """String: the slots of a worker that lives. Expires some seconds after its last word."""
         return f"{self.prefix}worker:{name}"
 
+    def memory(self, worker: str) -> str:
+        """String: how full the memory of a worker that lives is, as JSON. Expires some seconds after its last word."""
+        return f"{self.prefix}worker-memory:{worker}"
+
     def workers(self) -> str:
         """Set, for ever: the names of workers that live, or did so a moment ago."""
         return f"{self.prefix}workers"

@@ -1,0 +1,87 @@
+"""How full the memory is that a process may use: by the limit that the kernel, or the operator, holds it to."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import psutil
+
+from tasks.memory.cgroup import Charge, charges, stalled
+
+_PRESSURE = "/proc/pressure/memory"
+_SHARE = re.compile(rb"^Pss_(?:Anon|Shmem): *(\d+) kB", re.M)
+_ANON = re.compile(rb"^RssAnon:\s*(\d+) kB", re.M)
+
+
+class Reading(NamedTuple):
+    """What limits, and how much of that is used, in bytes."""
+
+    limited_by: str  # "control group /…", "STRANDLINE_MEMORY_LIMIT_MB" or "the machine"
+    limit: int
+    used: int
+    working_set: int | None  # of the nearest group, as a kubelet counts it
+    stalled: float  # hundredths of the last ten seconds in which all waited for memory
+    oom_kills: int  # that the kernel counted in the nearest group
+
+    @property
+    def fraction(self) -> float:
+        """Of the limit, that is used."""
+        return self.used / self.limit
+
+
+class Gauge:
+    """Reads anew each time: a limit may change, and a process be moved. `budget`: what the operator allows a worker
+    with its children, in bytes, 0 for no such limit. `root`: before /proc and /sys, for tests.
+    """
+
+    def __init__(self, budget: int = 0, root: str = "") -> None:
+        self._budget, self._root = budget, root
+
+    def read(self, own: int = 0) -> Reading:
+        """Where several limits hold, the one that is nearest. `own`: bytes that those use for whom the budget is."""
+        found = charges(self._root)
+        limits = [(f"control group {one.group}", one.limit, one.used) for one in found if one.limit]
+        if self._budget:
+            limits.append(("STRANDLINE_MEMORY_LIMIT_MB", self._budget, own))
+        if not limits:
+            limits.append(_machine())
+        limited_by, limit, used = max(limits, key=lambda one: one[2] / one[1])
+        nearest = found[0] if found else None
+        return Reading(
+            limited_by, limit, used, nearest.working_set if nearest else None, self._stalled(found),
+            nearest.oom_kills if nearest else 0,
+        )  # fmt: skip
+
+    def _stalled(self, found: Sequence[Charge]) -> float:
+        """Of the nearest group that tells it, else of the machine."""
+        told = (one.stalled for one in found if one.stalled is not None)
+        return next(told, None) or stalled(self._root + _PRESSURE) or 0.0
+
+
+def _machine() -> tuple[str, int, int]:
+    memory = psutil.virtual_memory()
+    return "the machine", memory.total, memory.total - memory.available
+
+
+def share(pid: int) -> int:
+    """Bytes of anonymous and shared memory of a process, of what it has in common with others only its share; 0 where
+    it is gone. Costs a look at each of its pages.
+    """
+    return _kilobytes(f"/proc/{pid}/smaps_rollup", _SHARE)
+
+
+def private(pid: int | None = None) -> int:
+    """Bytes of anonymous memory that are mapped by a process (by default this one): what is shared with its parent
+    since the fork counts in full. Cheap.
+    """
+    return _kilobytes(f"/proc/{pid or os.getpid()}/status", _ANON)
+
+
+def _kilobytes(path: str, wanted: re.Pattern[bytes]) -> int:
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError), open(path, "rb") as file:
+        return sum(int(number) for number in wanted.findall(file.read())) * 1024
+    return 0

@@ -1,0 +1,98 @@
+"""A worker's main process looks at its memory each second, and tells what it sees."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery import bootsteps
+
+from tasks.app import Runtime
+from tasks.memory.gauge import Gauge, Reading, share
+from tasks.memory.level import PROFILES, STALLED, Ladder, Level, Marks
+from tasks.settings import Settings
+
+LOOKED_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen: the level, what it follows from, and the share of each child (process id, bytes)."""
+
+    level: Level
+    reading: Reading
+    marks: Marks
+    children: Sequence[tuple[int, int]]
+
+    @property
+    def why(self) -> str:
+        """Why the level is what it is, for people."""
+        reading = self.reading
+        lower = sum(reading.fraction >= mark for mark in self.marks)
+        parts = [f"{reading.fraction:.0%} of the limit is used"]
+        if lower:
+            parts.append(f"{Level(lower).name} begins at {self.marks[lower - 1]:.0%}")
+        if lower < self.level:
+            stalled = f"all waited for memory in {reading.stalled:.0f} % of the last ten seconds"
+            parts.append(stalled if reading.stalled >= STALLED else "it was more a moment ago")
+        return ", ".join(parts)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        reading = self.reading
+        return {
+            "level": self.level.name,
+            "why": self.why,
+            "limited_by": reading.limited_by,
+            "limit_bytes": reading.limit,
+            "used_bytes": reading.used,
+            "working_set_bytes": reading.working_set,
+            "stalled_percent": reading.stalled,
+            "oom_kills": reading.oom_kills,
+            "children": [{"pid": pid, "bytes": size} for pid, size in self.children],
+        }
+
+
+class Watch:
+    """The memory of a worker with its children; `clock_s` is a monotonic clock."""
+
+    def __init__(self, settings: Settings, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._marks = PROFILES[settings.memory_profile]
+        self._gauge = Gauge(settings.memory_limit_mb << 20)
+        self._ladder, self._clock_s = Ladder(self._marks), clock_s
+
+    def look(self, children: Sequence[int]) -> Seen:
+        """Look now. `children`: the processes of the pool."""
+        shares = [(pid, share(pid)) for pid in children]
+        reading = self._gauge.read(share(os.getpid()) + sum(size for _, size in shares))
+        level = self._ladder.step(reading.fraction, reading.stalled, self._clock_s())
+        return Seen(level, reading, self._marks, shares)
+
+
+class Memory(bootsteps.StartStopStep):
+    """Looks as long as the worker is connected; `consumer.memory` is what was seen last."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        runtime: Runtime = parent.app.runtime
+        self._watch, self._timer = Watch(runtime.settings), None
+        parent.memory = None
+
+    def start(self, consumer: Any) -> None:
+        """Connected, for the first time or again."""
+        self._look(consumer)
+        self._timer = consumer.timer.call_repeatedly(LOOKED_EVERY_S, self._look, (consumer,))
+
+    def stop(self, consumer: Any) -> None:
+        """Not connected any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, consumer: Any) -> None:
+        consumer.memory = self._watch.look([process.pid for process in consumer.pool._pool._pool])
