@@ -93,8 +93,8 @@ def _request_due(
     due = tenants.lock_due(connection, looked_at, now)  # another tick may have been quicker
     left = [tenant.name for tenant in due if tenant.id in refused]
     if left:  # a line for all: they may be thousands
-        named = ", ".join(left[:NAMED])
-        log.warning("not scanned, since their roots fail and the breaker is open: %d tenants (%s, …)", len(left), named)
+        named = ", ".join([*left[:NAMED], *["…"][: len(left) > NAMED]])
+        log.warning("tenants not scanned, since their roots fail and the breaker is open: %d (%s)", len(left), named)
     asked = [tenant.id for tenant in due if tenant.id not in refused and tenant.next_scan_at is not None]
     scans.request_scheduled(connection, asked)
     tenants.schedule(connection, {one.id: next_slot(one.id, one.interval_s, now, stagger_window_s) for one in due})

@@ -262,7 +262,7 @@ class Pipeline:
                 self.write.outcome(known, outcome_taken_over(entry, old, fence=self.fence))
             else:
                 settled &= self._hash(known, opened, entry, before, now_ns)
-        self.progress.add(hashed_files=self._hashed_files)
+        self._add_hashed(self._hashed_files)
         self.write.count(hashed_files=self._hashed_files, hashed_bytes=self._hashed_bytes)
         for entry, before in comparison.symlinks:
             self.write.outcome(known, outcome_of_symlink(entry, before, fence=self.fence))
@@ -271,7 +271,7 @@ class Pipeline:
         if verifying:
             for entry, file in comparison.equal:
                 settled &= self._verify(known, opened, entry, file, now_ns)
-            self.progress.add(hashed_files=self._verified_files)
+            self._add_hashed(self._verified_files)
         self.write.missing(known, comparison)
         for todo in self.write.children(known, comparison):
             if len(self._stack) < STACK:
@@ -375,5 +375,8 @@ class Pipeline:
     def _tell(self) -> None:
         """Whoever watches sees it, from within long hashes too."""
         self.holder.check()
-        self.progress.add(hashed_bytes=self._untold_bytes)
+        self._add_hashed(0)
+
+    def _add_hashed(self, files: int) -> None:
+        self.progress.add(hashed_files=files, hashed_bytes=self._untold_bytes)
         self._untold_bytes = 0

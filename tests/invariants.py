@@ -61,9 +61,9 @@ def _check_feed(connection: Connection, tenant_id: int, listed: trees.State, rem
 
 
 def _taken_away(feed: Iterable[dict[str, Any]]) -> set[bytes]:
-    """The paths that a reader had and that were taken from him. A folder may be away while its parent is listed, and back,
-    with something new in it, when it is listed itself: all in it is then told as deleted, the new too, which he never
-    had, and added by the next scan.
+    """The paths that a reader had and that were taken from him. A folder may be away while its parent is listed, and
+    back, with something new in it, when it is listed itself: all in it is then told as deleted, the new too, which he
+    never had, and added by the next scan.
     """
     had: set[bytes] = set()
     taken: set[bytes] = set()

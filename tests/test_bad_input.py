@@ -116,6 +116,21 @@ def test_unknown_words_are_refused(refusing: Command, root: Path) -> None:
     refused(refusing.run("enqueue", "t"), "no stack runs", "strandline up")
 
 
+def test_status_makes_no_state_folder_and_says_where_no_stack_runs(refusing: Command, root: Path) -> None:
+    refused(refusing.run("status"), "nothing was ever scanned", str(refusing.state), "--state")
+    assert not refusing.state.exists()
+
+    assert refusing.run("tenant", "add", "t", str(root)).returncode == 0
+    done = refusing.run("status")
+    assert done.returncode == 0 and f"no stack runs on {refusing.state}" in done.stderr
+
+
+def test_a_command_whose_stdout_is_closed_is_no_error(cli: Command, root: Path) -> None:
+    cli.state.mkdir()
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *cli.argv("config", "list")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_unknown_setting_is_refused_and_the_nearest_named(refusing: Command, root: Path) -> None:
     refusing.env = {"STRANDLINE_HASH_CHUNK_BYTE": "1"}
     refused(refusing.run("scan", str(root)), "STRANDLINE_HASH_CHUNK_BYTE", "STRANDLINE_HASH_CHUNK_BYTES")

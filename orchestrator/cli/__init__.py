@@ -65,7 +65,8 @@ def main() -> None:
     """Run a command; its exit status is 0 done, 1 done with something wrong, 2 wrong usage, 130 interrupted."""
     try:
         group(prog_name="strandline", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()
     except StrandlineError as error:
         click.echo(f"strandline: {error}", err=True)
         sys.exit(error.exit_code)
