@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tasks.memory import cgroup
-from tasks.memory.gauge import Gauge, private, share
+from tasks.memory.gauge import Gauge, share
 from tests.cgroups import limited
 from tests.children import in_a_child
 
@@ -67,6 +67,21 @@ def test_version_2_counts_what_cannot_be_taken_back_and_the_nearest_limit_of_all
 
     assert (reading.limited_by, reading.limit, reading.used) == ("control group /pods/pod1", 800 * MB, 600 * MB)
     assert (reading.working_set, reading.oom_kills, reading.stalled) == (300 * MB, 3, 12.5)
+
+
+def test_a_group_in_which_nobody_waits_is_not_told_of_those_that_wait_elsewhere(tmp_path: Path) -> None:
+    groups = {"cg/a": v2("100", full=0.0)}
+    root = machine(tmp_path, "0::/a\n", V2.format(top="/", point="/cg"), groups, full=50.0)
+
+    assert Gauge(root=root).read().stalled == 0.0
+
+
+def test_what_cannot_be_read_limits_nothing(tmp_path: Path) -> None:
+    root = machine(tmp_path, "0::/a\n", V2.format(top="/", point="/cg"), {"cg/a": v2("100")})
+    (tmp_path / "cg/a/memory.max").unlink()
+    (tmp_path / "cg/a/memory.max").mkdir()
+
+    assert Gauge(root=root).read().limited_by == "the machine"
 
 
 def test_in_version_2_what_slows_down_is_a_limit_too(tmp_path: Path) -> None:
@@ -147,7 +162,7 @@ def test_what_is_shared_with_a_parent_is_counted_once(tmp_path: Path) -> None:
 
     def child() -> None:
         assert share(os.getpid()) < share(os.getppid()) + 16 * MB
-        assert share(os.getpid()) < private() - len(held) // 3, "half of it is another's"
+        assert share(os.getpid()) < psutil.Process().memory_info().rss - len(held) // 3, "half of it is another's"
 
     in_a_child(child)
 

@@ -45,9 +45,7 @@ def status(with_memory: bool, state: str | None, as_json: bool) -> None:
     refuse_unknown_state(settings)
     running = None if settings.redis_url else StateFolder(settings.state_dir).running()
     if running is None and not settings.redis_url:
-        click.echo(
-            f"strandline: no stack runs on {settings.state_dir}: nothing that runs goes on, see --state", err=True
-        )
+        click.echo(f"strandline: no stack runs on {settings.state_dir}: nothing goes on; see --state", err=True)
     redis_url = settings.redis_url or (running.redis_url if running is not None else None)
     with database(settings) as engine:
         with reading(engine) as connection:

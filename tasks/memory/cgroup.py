@@ -52,7 +52,7 @@ def charges(root: str = "") -> list[Charge]:
     found = []
     for path in _upwards(below):
         folder = root + mounted.point + path.rstrip("/")
-        with suppress(FileNotFoundError, NotADirectoryError, ProcessLookupError):  # removed meanwhile, or not limited
+        with suppress(OSError):  # removed meanwhile, or not limited, or none of our business
             found.append(read(folder, path))
     return found
 
@@ -60,10 +60,10 @@ def charges(root: str = "") -> list[Charge]:
 def _mounted(root: str) -> Mounted | None:
     """Where the memory controller is. Each line of mountinfo: … top point options … - kind source options"""
     found = None
-    with suppress(FileNotFoundError), open(f"{root}/proc/self/mountinfo", "rb") as lines:
+    with suppress(OSError), open(f"{root}/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             before, _, after = line.partition(b" - ")
-            kind, _, options = after.split(b" ")
+            kind, _, options = after.split(b" ", 2)
             top, point = (os.fsdecode(mount_field(field)) for field in before.split(b" ")[3:5])
             if kind == b"cgroup" and b"memory" in options.strip().split(b","):
                 return Mounted(1, point, top)
@@ -74,7 +74,7 @@ def _mounted(root: str) -> Mounted | None:
 
 def _own(root: str, version: int) -> str:
     """Each line of /proc/self/cgroup: number, controllers (none for version 2), path."""
-    with suppress(FileNotFoundError), open(f"{root}/proc/self/cgroup", "rb") as lines:
+    with suppress(OSError), open(f"{root}/proc/self/cgroup", "rb") as lines:
         for line in lines:
             number, controllers, path = line.rstrip(b"\n").split(b":", 2)
             if (b"memory" in controllers.split(b",")) if version == 1 else number == b"0":
@@ -101,8 +101,9 @@ def _version_1(folder: str, group: str) -> Charge:
     return Charge(
         group,
         limit if limit < _NO_LIMIT else None,
-        stat["total_rss"] + stat["total_shmem"],  # it does not tell what of the kernel's own could be taken back
-        max(0, _number(f"{folder}/memory.usage_in_bytes") - stat["total_inactive_file"]),
+        stat.get("total_rss", 0)
+        + stat.get("total_shmem", 0),  # it does not tell what of the kernel's own could be taken back
+        max(0, _number(f"{folder}/memory.usage_in_bytes") - stat.get("total_inactive_file", 0)),
         _fields(f"{folder}/memory.oom_control").get("oom_kill", 0),
         None,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +13,6 @@ from tasks.memory.cgroup import Charge, charges, stalled
 
 _PRESSURE = "/proc/pressure/memory"
 _SHARE = re.compile(rb"^Pss_(?:Anon|Shmem): *(\d+) kB", re.M)
-_ANON = re.compile(rb"^RssAnon:\s*(\d+) kB", re.M)
 
 
 class Reading(NamedTuple):
@@ -58,8 +56,8 @@ class Gauge:
 
     def _stalled(self, found: Sequence[Charge]) -> float:
         """Of the nearest group that tells it, else of the machine."""
-        told = (one.stalled for one in found if one.stalled is not None)
-        return next(told, None) or stalled(self._root + _PRESSURE) or 0.0
+        told = [one.stalled for one in found if one.stalled is not None]
+        return told[0] if told else stalled(self._root + _PRESSURE) or 0.0
 
 
 def _machine() -> tuple[str, int, int]:
@@ -69,19 +67,8 @@ def _machine() -> tuple[str, int, int]:
 
 def share(pid: int) -> int:
     """Bytes of anonymous and shared memory of a process, of what it has in common with others only its share; 0 where
-    it is gone. Costs a look at each of its pages.
+    it is gone, or is none of ours. Costs a look at each of its pages.
     """
-    return _kilobytes(f"/proc/{pid}/smaps_rollup", _SHARE)
-
-
-def private(pid: int | None = None) -> int:
-    """Bytes of anonymous memory that are mapped by a process (by default this one): what is shared with its parent
-    since the fork counts in full. Cheap.
-    """
-    return _kilobytes(f"/proc/{pid or os.getpid()}/status", _ANON)
-
-
-def _kilobytes(path: str, wanted: re.Pattern[bytes]) -> int:
-    with suppress(FileNotFoundError, ProcessLookupError, PermissionError), open(path, "rb") as file:
-        return sum(int(number) for number in wanted.findall(file.read())) * 1024
+    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        return sum(int(number) for number in _SHARE.findall(file.read())) * 1024
     return 0
