@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import redis
 
 from tasks.memory.gauge import Reading, share
 from tasks.memory.level import PROFILES, STALLED, Level
 from tasks.memory.watch import Seen, Watch
-from tasks.settings import load
+from tasks.redis import presence
+from tasks.redis.keys import Keys
+from tasks.settings import Settings, load
 from tests import cluster, processes
 from tests.cgroups import limited
 from tests.waiting import wait_until
@@ -60,27 +63,25 @@ def test_it_says_why(level: Level, used: int, stalled: float, why: str) -> None:
 
 @pytest.mark.needs("root", "memory cgroup")
 def test_status_tells_of_each_worker_and_of_a_limit_that_changes(
-    tmp_path: Path, newest_postgres_url: str, redis_url: str
+    tmp_path: Path, newest_postgres_url: str, redis_url: str, redis_client: redis.Redis
 ) -> None:
+    keys = Keys(Settings.model_fields["redis_prefix"].default)
     with cluster.running(tmp_path, newest_postgres_url, redis_url, children=2, beats=0) as running:
         worker = running.processes["worker"].pid
 
-        def told() -> dict:
-            [document] = running.json("status", "--memory")
-            return document["memory"][0] if document["memory"] else {}
+        def limit() -> int:
+            told = presence.memory(redis_client, keys).values()
+            return next((one["limit_bytes"] for one in told), 0)
 
         with limited("memory", [worker, *processes.descendants(worker)]) as group:
-            group.write("memory.limit_in_bytes", 2048 * MB)
-            wait_until(lambda: told().get("limit_bytes") == 2048 * MB, 10, "the group is seen")
-            assert told()["limited_by"].endswith(group.path.name) and told()["level"] == "LOW"
-            assert told()["worker"].startswith(f"worker-{worker}@")
-            assert {one["pid"] for one in told()["children"]} == set(processes.descendants(worker))
-            assert all(MB < one["bytes"] < 200 * MB for one in told()["children"])
-            group.write("memory.limit_in_bytes", 512 * MB)
-            wait_until(lambda: told()["limit_bytes"] == 512 * MB, 5, "the new limit is seen")
-
+            for limit_bytes in (2048 * MB, 512 * MB):
+                group.write("memory.limit_in_bytes", limit_bytes)
+                wait_until(lambda wanted=limit_bytes: limit() == wanted, 10, "the limit is seen")
+            [document] = running.json("status", "--memory")
             text = running.run("status", "--memory").stdout
-            assert re.search(rf"worker-{worker}@\S+: memory is [A-Z]+: \d+% of the limit is used", text), text
-            assert re.search(
-                r"of 512.0 MiB, by control group \S+, a kubelet counts .*, 0 killed by the kernel, child", text
-            )
+    [told] = document["memory"]
+    assert told["worker"].startswith(f"worker-{worker}@") and told["limited_by"].endswith(group.path.name)
+    assert told["level"] == "LOW" and len(told["children"]) == 2
+    assert all(MB < one["bytes"] < 200 * MB for one in told["children"])
+    assert re.search(rf"worker-{worker}@\S+: memory is LOW: \d+% of the limit is used", text), text
+    assert re.search(r"of 512.0 MiB, by control group \S+, a kubelet counts .*, 0 killed by the kernel, child", text)
