@@ -209,6 +209,7 @@ def on(cluster: Cluster, broker: RedisServer, folder: Path, kind: type[F] = Fiel
     """A field of that kind on a cluster that runs. As long as it is open, each test of a fault ends with what
     tests.aftermath looks at.
     """
+    cluster.starts_nothing = False  # what a command holds must be gone with its process
     with asking(all_settings.load(cluster.env | {"STRANDLINE_REDIS_URL": broker.url})) as session:
         field = kind(cluster, session, folder, broker, **more)
         if "worker" in cluster.processes:
