@@ -93,7 +93,7 @@ def _request_due(
     due = tenants.lock_due(connection, looked_at, now)  # another tick may have been quicker
     left = [tenant.name for tenant in due if tenant.id in refused]
     if left:  # a line for all: they may be thousands
-        named = ", ".join([*left[:NAMED], *["…"][: len(left) > NAMED]])
+        named = ", ".join(left[:NAMED]) + (", …" if len(left) > NAMED else "")
         log.warning("tenants not scanned, since their roots fail and the breaker is open: %d (%s)", len(left), named)
     asked = [tenant.id for tenant in due if tenant.id not in refused and tenant.next_scan_at is not None]
     scans.request_scheduled(connection, asked)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.invariants import taken_away
 from tests.journal import Journal, Span, doubled, invented, missed
 from tests.trees import Entry, listing
 from tests.writer import Writer, Writers, entry_of, operations
@@ -140,3 +141,16 @@ def test_what_came_and_went_during_one_scan_may_be_told_as_gone() -> None:
     spans, feed = {1: Span(0, 9 * SECOND_NS), 2: Span(10 * SECOND_NS, 20 * SECOND_NS)}, [change("added", b"f", A)]
     assert doubled(journal, [*feed, change("deleted", b"g")], spans) == []
     assert len(doubled(journal, [*feed, change("deleted", b"g", fence=2)], spans)) == 1
+
+
+def test_what_a_reader_had_and_no_longer_has_was_taken_from_him() -> None:
+    feed = [
+        {"kind": "deleted", "path": "never had"},
+        *({"kind": "added", "path": path} for path in ("a", "b", "c")),
+        {"kind": "deleted", "path": "a"},
+        {"kind": "moved", "path": "d", "old_path": "b"},
+        {"kind": "modified", "path": "c"},
+        {"kind": "deleted", "path": "d"},
+    ]
+
+    assert taken_away(feed) == {b"a", b"b", b"d"}

@@ -61,11 +61,12 @@ def status(with_memory: bool, state: str | None, as_json: bool) -> None:
             }
         with progress_reader(settings, engine) as reader:
             document["scans"] = running_scans(engine, reader, SHOWN)
-    document["workers"] = _workers(settings.model_copy(update={"redis_url": redis_url})) if redis_url else []
-    document["redis"] = _redis(settings.model_copy(update={"redis_url": redis_url}), list(names)) if redis_url else None
+    reached = settings.model_copy(update={"redis_url": redis_url}) if redis_url else None
+    document["workers"] = _workers(reached) if reached else []
+    document["redis"] = _redis(reached, list(names)) if reached else None
     document["flower"] = running.flower if running is not None else None
     if with_memory:
-        document["memory"] = _memory(settings.model_copy(update={"redis_url": redis_url})) if redis_url else []
+        document["memory"] = _memory(reached) if reached else []
     if as_json:
         print_json(document)
         return
