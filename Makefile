@@ -70,7 +70,7 @@ bench-herd:  ## Measure the schedule and the dispatcher with ten thousand tenant
 	@exec .venv/bin/python -m tests.herd $(ARGS)
 
 .PHONY: bench-neighbours
-bench-neighbours:  ## Measure what a tenant notices of a huge one, and of slow and hung mounts: ARGS="--rounds 5 --only mounts"
+bench-neighbours:  ## Measure what a tenant notices of a huge one, of slow and hung mounts, of higher tiers: ARGS="--rounds 5 --only mounts"
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.neighbours $(ARGS)
 

@@ -1,4 +1,4 @@
-"""`make bench-neighbours`: what a tenant notices of others: of one with thousands of shards, of slow and hung mounts.
+"""`make bench-neighbours`: what a tenant notices of a huge one, of slow and hung mounts, and of those of higher tiers.
 
 A real worker and beat on PostgreSQL, with the settings as shipped but for the size of shards. Each figure is the median
 of rounds in which alone and beside follow one another.
@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from db import scans
@@ -32,6 +33,8 @@ SMALL, SMALL_EVERY_S = 50, {"due together": 0.0, "one by one": 0.25}
 FOLDERS, FILES = 5_000, 10
 NORMAL = 10
 CALL_S = 0.05
+# Of the highest tier so many, which is more than can be in flight.
+HIGHEST = 8
 
 
 @contextlib.contextmanager
@@ -101,14 +104,13 @@ def beside_a_huge_one(rounds: int) -> None:
 
 
 def note_when_held(field: Field) -> None:
-    """From now on the database notes when each scan's first shard is taken by a process."""
+    """From now on the database notes when each shard is taken by a process."""
     for statement in (
-        "CREATE TABLE first_held (scan_id uuid PRIMARY KEY, at timestamptz NOT NULL)",
+        "CREATE TABLE held (scan_id uuid NOT NULL, at timestamptz NOT NULL)",
         """CREATE FUNCTION note_held() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-           INSERT INTO first_held VALUES (NEW.scan_id, clock_timestamp()) ON CONFLICT DO NOTHING;
-           RETURN NULL; END $$""",
-        """CREATE TRIGGER held AFTER UPDATE OF state ON shards FOR EACH ROW WHEN (NEW.state = 'leased')
-           EXECUTE FUNCTION note_held()""",
+           INSERT INTO held VALUES (NEW.scan_id, clock_timestamp()); RETURN NULL; END $$""",
+        """CREATE TRIGGER each_held AFTER UPDATE OF state ON shards FOR EACH ROW
+           WHEN (NEW.state = 'leased' AND OLD.state != 'leased') EXECUTE FUNCTION note_held()""",
     ):
         write(field.engine, lambda connection, statement=statement: connection.exec_driver_sql(statement))
 
@@ -119,7 +121,9 @@ def waits(field: Field, names: Sequence[str]) -> dict[str, float]:
     for how, every_s in SMALL_EVERY_S.items():
         asked = scheduled(field, names, every_s)
         found[f"{how}, until it has ended"] = p95(took_s(field, asked))
-        held = field.rows("SELECT id, at - requested_at AS waited FROM scans JOIN first_held ON scan_id = id")
+        held = field.rows(
+            "SELECT id, min(at) - requested_at AS waited FROM scans JOIN held ON scan_id = id GROUP BY id"
+        )
         waited = {str(row.id): row.waited.total_seconds() for row in held}
         found[f"{how}, until it begins"] = p95([waited[scan_id] for scan_id in asked])
     return found
@@ -162,6 +166,34 @@ def beside_bad_mounts(rounds: int) -> None:
         tell("median scan of ten normal tenants", pairs)
 
 
+def below_the_highest(rounds: int) -> None:
+    """One of the lowest tier, while those of the highest have more to do than all processes can: an ageing period for
+    each round.
+    """
+    ageing_s = Settings.model_fields["ageing_s"].default
+    with cluster(4, STRANDLINE_SHARD_ENTRIES=str(FILES + 4)) as field:
+        highest = [field.tenant(Dir(), tier="priority") for _ in range(HIGHEST)]
+        lowest, root = field.tenant(Dir(), tier="background")
+        for _, place in highest:
+            trees.make_many(place, FOLDERS * rounds // HIGHEST, FILES)
+        trees.make_many(root, FOLDERS // 5, FILES)
+        note_when_held(field)
+        theirs = scheduled(field, [name for name, _ in highest], 0.0)
+        wait_until(lambda: all(done(field, one) > 10 for one in theirs), LONG_S, "they are well under way")
+        [its] = scheduled(field, [lowest], 0.0)
+        time.sleep(rounds * ageing_s)
+        assert {field.state(one) for one in (*theirs, its)} == {"running"}, "there was work for all, all the time"
+        [asked] = field.rows("SELECT requested_at AS at, clock_timestamp() AS now FROM scans WHERE id = :id", id=its)
+        held = [row.at for row in field.rows("SELECT at FROM held WHERE scan_id = :id ORDER BY at", id=its)]
+        [load] = field.rows("SELECT count(*) AS n FROM held WHERE scan_id != :id AND at > :at", id=its, at=asked.at)
+        gaps = [(after - before).total_seconds() for before, after in pairwise([asked.at, *held, asked.now])]
+        print(f"lowest tier: {len(held)} shards beside {load.n} of the highest, in {sum(gaps):.0f} s")
+        waited = f"{statistics.median(gaps):.1f} s at the median, {max(gaps):.1f} s at most"
+        print(f"it waited for {waited}; promised are {ageing_s:.0f} s")
+        for scan_id in (*theirs, its):
+            field.session.cancel(scan_id)
+
+
 def leased(field: Field, scan_id: str) -> int:
     return [shard.state for shard in field.shards(scan_id)].count("leased")
 
@@ -172,7 +204,11 @@ def tell(what: str, pairs: Sequence[tuple[float, float]]) -> None:
     print(f"{what}: alone {alone:.2f} s, beside {beside:.2f} s: × {ratio:.2f} at the median of {len(pairs)} rounds")
 
 
-MEASURED: dict[str, Callable[[int], None]] = {"huge": beside_a_huge_one, "mounts": beside_bad_mounts}
+MEASURED: dict[str, Callable[[int], None]] = {
+    "huge": beside_a_huge_one,
+    "mounts": beside_bad_mounts,
+    "tiers": below_the_highest,
+}
 
 
 def main() -> None:
