@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from db.engine import connect
 from db.tree import Ids
 from tasks.drain import Drain
+from tasks.memory.board import Board
 from tasks.redis import transport
 from tasks.redis.connection import BROKER_ERRORS, BROKER_TIMEOUT_S, Address, close_inherited
 from tasks.redis.keys import Keys
@@ -48,6 +49,7 @@ class Runtime:
         self.keys = Keys(settings.redis_prefix)
         self.outage = Outage(time.monotonic)
         self.drain = Drain()
+        self.board = Board()
         self.schema_until_s = 0.0  # until then the schema is known to be one that we may use
 
     @cached_property
@@ -99,6 +101,7 @@ def make_app(settings: Settings) -> App:
         worker_enable_remote_control=True,
         worker_hijack_root_logger=True,
         worker_consumer="tasks.consumer:Consumer",
+        worker_autoscaler="tasks.memory.autoscaler:Autoscaler",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # for ever: a worker that gives up helps nobody
         broker_connection_timeout=BROKER_TIMEOUT_S,

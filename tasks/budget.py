@@ -19,14 +19,15 @@ class Budget:
     bytes: int
     until_s: float
     clock_s: Callable[[], float]
+    asked: Callable[[], bool] = lambda: False
     begun: bool = False
 
     @classmethod
-    def of(cls, settings: Settings, clock_s: Callable[[], float]) -> Budget:
-        """A fresh one, as the settings say."""
-        return cls(settings.shard_entries, settings.shard_bytes, clock_s() + settings.shard_seconds, clock_s)
+    def of(cls, settings: Settings, clock_s: Callable[[], float], asked: Callable[[], bool]) -> Budget:
+        """A fresh one, as the settings say. `asked`: shall this process hand on the rest now?"""
+        return cls(settings.shard_entries, settings.shard_bytes, clock_s() + settings.shard_seconds, clock_s, asked)
 
     @property
     def spent(self) -> bool:
-        """Is any of the three used up?"""
-        return self.begun and (self.entries <= 0 or self.bytes <= 0 or self.clock_s() >= self.until_s)
+        """Is any of the three used up, or are we asked to hand on the rest?"""
+        return self.begun and (self.entries <= 0 or self.bytes <= 0 or self.clock_s() >= self.until_s or self.asked())

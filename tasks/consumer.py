@@ -13,7 +13,6 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from tasks.app import Runtime
-from tasks.memory.watch import Memory
 from tasks.redis import mark, presence
 from tasks.redis.transport import MALFORMED
 
@@ -63,7 +62,7 @@ class Doubt(bootsteps.StartStopStep):
 class Presence(bootsteps.StartStopStep):
     """Tells that this worker lives, how much it can do at once and how full memory is, as long as it is connected."""
 
-    requires = (Memory,)
+    requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
@@ -82,7 +81,8 @@ class Presence(bootsteps.StartStopStep):
             self._do(consumer, presence.leave)
 
     def _tell(self, consumer: Any) -> None:
-        self._do(consumer, presence.tell, consumer.pool.num_processes, consumer.memory.document())
+        scaler = consumer.controller.autoscaler
+        self._do(consumer, presence.tell, scaler.max_concurrency, scaler.seen.document())
 
     def _do(self, consumer: Any, what: Callable[..., None], *more: Any) -> None:
         runtime: Runtime = consumer.app.runtime

@@ -90,9 +90,9 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
              touching=holder.look_at) as root,
     ):  # fmt: skip
         pipeline = Pipeline(
-            holder, gate, write_back, scan, tenant, root, budget=Budget.of(settings, runtime.clock_s),
-            progress=progress, chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries,
-            clock_ns=runtime.clock_ns,
+            holder, gate, write_back, scan, tenant, root,
+            budget=Budget.of(settings, runtime.clock_s, runtime.board.asked), progress=progress,
+            chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
         try:
             rest = pipeline.run(Frontier.load(lease.frontier))

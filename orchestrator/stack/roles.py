@@ -18,7 +18,7 @@ from orchestrator.beat import Beat
 from orchestrator.stack.processes import be_killed_first, die_with_parent
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt, Presence
-from tasks.memory.watch import Memory
+from tasks.memory.pool import TaskPool
 
 
 def preload() -> None:
@@ -54,9 +54,9 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
         for name in ("tasks", "orchestrator"):
             logging.getLogger(name).setLevel(logging.INFO if serving else logging.WARNING)
 
-    app.steps["consumer"].update((Doubt, Memory, Presence))
+    app.steps["consumer"].update((Doubt, Presence))
     chosen = app.subclass_with_self("orchestrator.stack.worker:Worker", name="Worker")(
-        concurrency=processes, pool="prefork", loglevel=level, queues=queues or ",".join(QUEUES),
+        autoscale=(processes, 1), pool=TaskPool, loglevel=level, queues=queues or ",".join(QUEUES),
         hostname=f"worker-{main}@{socket.gethostname()}", task_events=serving, quiet=True,
         without_mingle=True, without_gossip=True, without_heartbeat=not serving,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A worker's main process looks at its memory each second, and tells what it sees."""
+"""What a worker's main process sees of its memory each second, and tells."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery import bootsteps
-
-from tasks.app import Runtime
 from tasks.memory.gauge import Gauge, Reading, share
 from tasks.memory.level import PROFILES, STALLED, Ladder, Level, Marks
 from tasks.settings import Settings
@@ -70,29 +67,3 @@ class Watch:
         reading = self._gauge.read(share(os.getpid()) + sum(size for _, size in shares))
         level = self._ladder.step(reading.fraction, reading.stalled, self._clock_s())
         return Seen(level, reading, self._marks, shares)
-
-
-class Memory(bootsteps.StartStopStep):
-    """Looks as long as the worker is connected; `consumer.memory` is what was seen last."""
-
-    requires = ("celery.worker.consumer.tasks:Tasks",)
-
-    def __init__(self, parent: Any, **options: Any) -> None:
-        super().__init__(parent, **options)
-        runtime: Runtime = parent.app.runtime
-        self._watch, self._timer = Watch(runtime.settings), None
-        parent.memory = None
-
-    def start(self, consumer: Any) -> None:
-        """Connected, for the first time or again."""
-        self._look(consumer)
-        self._timer = consumer.timer.call_repeatedly(LOOKED_EVERY_S, self._look, (consumer,))
-
-    def stop(self, consumer: Any) -> None:
-        """Not connected any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self, consumer: Any) -> None:
-        consumer.memory = self._watch.look([process.pid for process in consumer.pool._pool._pool])
