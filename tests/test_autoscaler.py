@@ -22,9 +22,10 @@ def told(field: Field) -> dict:
 
 
 def test_a_pool_shrinks_with_the_limit_within_ten_seconds_and_nothing_is_lost(
-    tmp_path: Path, newest_postgres_url: str, redis_url: str
+    tmp_path: Path, newest_postgres_url: str, own_redis
 ) -> None:
-    with field_running(tmp_path, newest_postgres_url, redis_url, children=4, STRANDLINE_SHARD_ENTRIES="200") as field:
+    settings = {"children": 4, "STRANDLINE_SHARD_ENTRIES": "200"}
+    with own_redis() as broker, field_running(tmp_path, newest_postgres_url, broker, **settings) as field:
         worker = field.cluster.processes["worker"].pid
         name, root = field.tenant(Dir())
         trees.make_many(root, 400, 50)
