@@ -35,6 +35,9 @@ EXPIRES_S = 60.0
 # Its own `expires`, against what would lie for ever, is written by one machine's clock and read by another's, and those
 # may differ by hours: a worker whose clock was ahead would drop all that it took.
 LIVES_S = EXPIRES_S + 2 * 3600
+# A child that has not started by then is killed. Celery's four seconds are few where all children start at once, on a
+# machine that has much else to do.
+CHILD_STARTS_S = 60.0
 # A batch of rows waits in lists: a young collection for each 700 of them finds nothing.
 YOUNG_OBJECTS = 20_000
 
@@ -96,8 +99,9 @@ def make_app(settings: Settings) -> App:
         task_queues=[Queue(name) for name in QUEUES],  # type: ignore[no-untyped-call]
         task_default_queue=CONTROL,
         task_acks_late=True,  # only saves time: what is lost is sent again from the database
-        worker_prefetch_multiplier=1,
+        worker_prefetch_multiplier=0,  # so many for each child there is: none, since there may be more children at once
         worker_disable_prefetch=True,  # a message waits where every worker can take it
+        worker_proc_alive_timeout=CHILD_STARTS_S,
         worker_enable_remote_control=True,
         worker_hijack_root_logger=True,
         worker_consumer="tasks.consumer:Consumer",

@@ -1,42 +1,185 @@
-"""A worker's pool in a real control group: it shrinks with the limit, loses nothing, and grows again."""
+"""A worker's pool: it grows as there is work, shrinks as memory does, and no child that works is killed for it."""
 
+import contextlib
+import itertools
 import os
+import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import processes, trees
-from tests.cgroups import limited
-from tests.field import Field
+from tasks.app import make_app
+from tasks.memory.cap import LEAST_BYTES, STEADY_S
+from tasks.memory.level import PROFILES
+from tasks.redis import presence
+from tasks.redis.keys import Keys
+from tasks.settings import load
+from tests import trees
+from tests.cgroups import Group, limited
+from tests.field import Field, cut, large
 from tests.field import running as field_running
 from tests.trees import Dir
 from tests.waiting import wait_until
 
 MB = 1 << 20
-pytestmark = [pytest.mark.needs("root", "memory cgroup")]
+AMPLE = 1024 * MB
+KEYS = Keys("strandline:")
+FOLDERS = 24
+# So long pressure flaps.
+SECONDS = 60 * float(os.environ.get("MINUTES") or 0.25)
+# A worker of which all is charged to the group that it is started in.
+WITHIN = """
+import os
+open({procs!r}, "w").write(str(os.getpid()))
+from orchestrator.cli import main
+main()
+"""
+# And one whose cap is another number of children each second.
+FLAPPING = """
+from tasks.app import make_app
+from tasks.memory.cap import Cap
+def step(self, *seen):
+    self.value = self.most if self.value == 1 else 1
+    return self.value
+Cap.step = step
+from orchestrator.cli import main
+main()
+"""
+
+
+@contextlib.contextmanager
+def with_a_worker(program: str, folder: Path, url: str, own_redis, **settings: str) -> Iterator[Field]:
+    """One of four children at most."""
+    with own_redis() as broker, field_running(folder, url, broker, workers=0, **settings) as field:
+        field.begin_worker("worker", 4, program)
+        yield field
+
+
+def slots(field: Field) -> int:
+    with field.redis() as client:
+        return presence.slots(client, KEYS)
 
 
 def told(field: Field) -> dict:
-    [document] = field.cluster.json("status", "--memory")
-    return document["memory"][0]
+    with field.redis() as client:
+        return next(iter(presence.memory(client, KEYS).values()))
 
 
-def test_a_pool_shrinks_with_the_limit_within_ten_seconds_and_nothing_is_lost(
+def children(field: Field) -> int:
+    return len(field.process("worker").descendants())
+
+
+def at_work(field: Field, scans: list[str]) -> int:
+    return sum(shard.state == "leased" for scan_id in scans for shard in field.shards(scan_id))
+
+
+def slow(field: Field) -> tuple[str, bytes]:
+    """A tenant each of whose directories takes a part of a second."""
+    name, root = field.tenant(Dir({b"%d" % d: Dir() for d in range(FOLDERS)}))
+    for d in range(FOLDERS):
+        large(root + b"/%d" % d, size=256 * MB)
+    return name, root
+
+
+def limit_for(field: Field, count: int) -> int:
+    """A limit under which so many children fit."""
+    seen = told(field)
+    sizes = [child["bytes"] for child in seen["children"]]
+    others = seen["used_bytes"] - sum(sizes)
+    return round((others + (count + 0.5) * max([LEAST_BYTES, *sizes])) / PROFILES["conservative"].high)
+
+
+def is_seen(field: Field, cap: int, group: Group) -> None:
+    """In status, and in the statistics of which Flower makes its page of a worker."""
+    [status] = field.cluster.json("status")
+    assert [worker["processes"] for worker in status["workers"]] == [cap]
+    [stats] = make_app(load(field.cluster.env)).control.inspect(timeout=2).stats().values()
+    assert stats["pool"]["max-concurrency"] == stats["autoscaler"]["max"] == cap
+    assert stats["autoscaler"]["most"] == 4 and stats["autoscaler"]["memory_limited_by"].endswith(group.path.name)
+
+
+def nothing_was_lost(field: Field, scan_id: str) -> None:
+    document = field.ended(scan_id)
+    assert document["state"] == "succeeded" and document["attempts"] == document["shards"], document
+    assert sum(shard.deaths for shard in field.shards(scan_id)) == 0
+
+
+@pytest.mark.needs("root", "memory cgroup")
+def test_a_pool_shrinks_with_the_limit_while_all_children_work_and_grows_again(
     tmp_path: Path, newest_postgres_url: str, own_redis
 ) -> None:
-    settings = {"children": 4, "STRANDLINE_SHARD_ENTRIES": "200"}
-    with own_redis() as broker, field_running(tmp_path, newest_postgres_url, broker, **settings) as field:
-        worker = field.cluster.processes["worker"].pid
+    unending = {"STRANDLINE_SHARD_BYTES": str(1 << 40), "STRANDLINE_SHARD_SECONDS": "1000"}
+    with limited("memory") as group:
+        group.write("memory.limit_in_bytes", AMPLE)
+        program = WITHIN.format(procs=str(group.path / "cgroup.procs"))
+        with with_a_worker(program, tmp_path, newest_postgres_url, own_redis, **unending) as field:
+            assert children(field) == 1 and slots(field) == 4
+            roots = dict(slow(field) for _ in range(4))
+            scans = [field.ask(name) for name in roots]
+            wait_until(lambda: at_work(field, scans) == 4, 10, "four shards are worked on")
+            assert children(field) == 4
+            wait_until(lambda: len(told(field)["children"]) == 4, 5, "all are measured")
+
+            group.write("memory.limit_in_bytes", limit_for(field, 2))
+            wait_until(lambda: children(field) <= 2, 10, "the pool has shrunk")
+            wait_until(lambda: slots(field) <= 2, 5, "the dispatcher is told")
+            is_seen(field, cap := slots(field), group)
+
+            group.write("memory.limit_in_bytes", AMPLE)
+            wait_until(lambda: slots(field) > cap, 4 * STEADY_S, "the pool may grow again")
+            for root in roots.values():
+                for d in range(FOLDERS):
+                    cut(root + b"/%d/large" % d)  # all has been seen
+            for scan_id in scans:
+                nothing_was_lost(field, scan_id)
+
+
+def test_a_cap_that_flaps_while_short_shards_run_kills_no_child_that_works(
+    tmp_path: Path, newest_postgres_url: str, own_redis
+) -> None:
+    with with_a_worker(FLAPPING, tmp_path, newest_postgres_url, own_redis, STRANDLINE_SHARD_ENTRIES="20") as field:
         name, root = field.tenant(Dir())
-        trees.make_many(root, 400, 50)
-        with limited("memory", [worker, *processes.descendants(worker)]) as group:
-            group.write("memory.limit_in_bytes", 2048 * MB)
-            scan_id = field.ask(name)
-            wait_until(lambda: len(processes.descendants(worker)) == 4, 30, "all children work")
-            used = told(field)["used_bytes"]
-            group.write("memory.limit_in_bytes", round(used / 0.7))
-            wait_until(lambda: len(processes.descendants(worker)) < 4, 10, "the pool has shrunk")
-            document = field.ended(scan_id)
-        assert document["state"] == "succeeded" and document["attempts"] == document["shards"]
-        assert sum(shard.deaths for shard in field.shards(scan_id)) == 0
-        field.quiet({name: os.fsencode(root)})
+        trees.make_many(root, 60, 10)
+        until_s = time.monotonic() + SECONDS
+        while time.monotonic() < until_s:
+            nothing_was_lost(field, field.ask(name))
+        said = field.process("worker").stderr.content
+        assert said.count(b"Scaling down") > SECONDS / 4 and said.count(b"Scaling up") > SECONDS / 4
+        assert b"WorkerLost" not in said and b"Traceback" not in said, said
+        field.quiet({name: root})
+
+
+@pytest.mark.needs("root", "memory cgroup")
+def test_pressure_that_flaps_changes_the_cap_once_in_ten_seconds_at_most(
+    tmp_path: Path, newest_postgres_url: str, own_redis
+) -> None:
+    with limited("memory") as group:
+        group.write("memory.limit_in_bytes", AMPLE)
+        program = WITHIN.format(procs=str(group.path / "cgroup.procs"))
+        with with_a_worker(program, tmp_path, newest_postgres_url, own_redis) as field:
+            name, root = field.tenant(Dir())
+            trees.make_many(root, 60, 10)
+            nothing_was_lost(field, field.ask(name))
+            limits = limit_for(field, 1), AMPLE
+            for scan_id in flapping(field, name, group, limits):
+                nothing_was_lost(field, scan_id)
+            said = field.process("worker").stderr.content.decode()
+    changes = [clock_s(line) for line in re.findall(r"(\d+:\d+:\d+,\d+).*children instead of", said)]
+    assert changes, said
+    assert all((later - before) % 86400 >= STEADY_S - 0.1 for before, later in itertools.pairwise(changes))
+
+
+def flapping(field: Field, name: str, group: Group, limits: tuple[int, int]) -> Iterator[str]:
+    """Scans, while the limit is another each second."""
+    until_s = time.monotonic() + SECONDS
+    while time.monotonic() < until_s:
+        scan_id = field.ask(name)
+        group.write("memory.limit_in_bytes", limits[int(time.monotonic()) % 2])
+        yield scan_id
+
+
+def clock_s(text: str) -> float:
+    hours, minutes, seconds = text.replace(",", ".").split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
