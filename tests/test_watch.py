@@ -9,7 +9,7 @@ import redis
 
 from tasks.memory.gauge import Reading, share
 from tasks.memory.level import PROFILES, STALLED, Level
-from tasks.memory.watch import Seen, Watch
+from tasks.memory.watch import AT_ONCE, Seen, Watch
 from tasks.redis import presence
 from tasks.redis.keys import Keys
 from tasks.settings import Settings, load
@@ -39,6 +39,17 @@ def test_the_profile_says_how_full_is_how_full(profile: str, level: str) -> None
     budget = round(share(os.getpid()) / 0.65) // MB
 
     assert seen(memory_limit_mb=budget, memory_profile=profile).level.name == level
+
+
+def test_of_many_children_a_few_are_looked_at_each_time_and_all_in_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr("tasks.memory.watch.share", lambda pid: looked.append(pid) or pid)
+    watch, many = Watch(load({})), list(range(1, 2 * AT_ONCE + 1))
+
+    for _ in range(2):
+        watch.look(many)
+    assert sorted(pid for pid in looked if pid != os.getpid()) == many
+    assert watch.look(many[1:]).children == [(pid, pid) for pid in many[1:]], "who is gone uses nothing"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,7 @@ def test_status_tells_of_each_worker_and_of_a_limit_that_changes(
             text = running.run("status", "--memory").stdout
     [told] = document["memory"]
     assert told["worker"].startswith(f"worker-{worker}@") and told["limited_by"].endswith(group.path.name)
-    assert told["level"] == "LOW" and len(told["children"]) == 2
+    assert told["level"] == "LOW" and len(told["children"]) == 1, "it has as many as there is work for"
     assert all(MB < one["bytes"] < 200 * MB for one in told["children"])
     assert re.search(rf"worker-{worker}@\S+: memory is LOW: \d+% of the limit is used", text), text
     assert re.search(r"of 512.0 MiB, by control group \S+, a kubelet counts .*, 0 killed by the kernel, child", text)

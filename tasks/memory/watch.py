@@ -13,6 +13,8 @@ from tasks.memory.level import PROFILES, STALLED, Ladder, Level, Marks
 from tasks.settings import Settings
 
 LOOKED_EVERY_S = 1.0
+# A look at one child takes some milliseconds, in which nothing else is done: at so many at a time, each in its turn.
+AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,17 @@ class Watch:
         self._marks = PROFILES[settings.memory_profile]
         self._gauge = Gauge(settings.memory_limit_mb << 20)
         self._ladder, self._clock_s = Ladder(self._marks), clock_s
+        self._shares: dict[int, int] = {}  # of each child, by process id; last the one that was looked at last
 
     def look(self, children: Sequence[int]) -> Seen:
         """Look now. `children`: the processes of the pool."""
-        shares = [(pid, share(pid)) for pid in children]
-        reading = self._gauge.read(share(os.getpid()) + sum(size for _, size in shares))
+        known = [pid for pid in self._shares if pid in children]
+        new = [pid for pid in children if pid not in self._shares]
+        self._shares = {pid: self._shares[pid] for pid in known}
+        for pid in [*new, *known][:AT_ONCE]:
+            self._shares.pop(pid, None)
+            self._shares[pid] = share(pid)
+        shares = sorted(self._shares.items())
+        reading = self._gauge.read(share(os.getpid()) + sum(self._shares.values()))
         level = self._ladder.step(reading.fraction, reading.stalled, self._clock_s())
         return Seen(level, reading, self._marks, shares)
