@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     redis_sentinel_master: str = Field("mymaster", min_length=1, description="name of the master that sentinels watch")
     redis_sentinel_password: str = Field("", description="password of the sentinels themselves, where they have one")
     roots: str = Field("", description="folders under which tenant roots may lie, separated by ':'; empty: anywhere")
-    workers: int = Field(0, ge=0, le=256, description="processes of one worker; 0: as many as processors")
+    workers: int = Field(0, ge=0, le=256, description="processes of one worker at most; 0: one a processor")
     memory_profile: Literal["conservative", "aggressive", "development"] = Field(
         "conservative", description="how full memory may get: conservative, aggressive (own machines) or development"
     )

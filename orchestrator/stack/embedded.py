@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from celery.utils.sysinfo import cpu_budget
 from sqlalchemy import Engine
 
 from db import schema, shards
@@ -180,5 +181,7 @@ def joined(settings: Settings, running: Running) -> Settings:
 
 
 def default_workers(settings: Settings) -> int:
-    """Processes of one worker: as set, else as many as this process may run on."""
-    return settings.workers or len(os.sched_getaffinity(0))
+    """Processes of one worker: as set, else one for each processor that this process may run on, and has the time of by
+    its control groups.
+    """
+    return settings.workers or cpu_budget().count
