@@ -102,6 +102,17 @@ def test_as_many_are_sent_as_the_workers_that_live_can_do_and_as_many_again(
     assert redis_client.smembers("strandline:workers") == {b"somebody", b"a third"}, "who is gone is forgotten"
 
 
+def test_as_a_worker_has_room_for_fewer_children_fewer_are_sent(
+    engine: Engine, app: App, redis_client: redis.Redis
+) -> None:
+    runtime = app.runtime
+    with_some_done(engine, start_scan(engine, add_tenant(engine, "huge"), shard_count=100), 50)
+    for slots in (2, 3):  # its memory leaves room for two children, and then for one more
+        presence.tell(runtime.redis, runtime.keys, "somebody", slots)
+        dispatch(app, engine, runtime.settings)
+        assert sent(engine) == {"huge": 2 * slots}
+
+
 def test_what_nobody_takes_does_not_pile_up(engine: Engine, app: App, redis_client: redis.Redis) -> None:
     """Messages that have expired lie where they are until somebody takes them, and drops them."""
     with_some_done(engine, start_scan(engine, add_tenant(engine, "huge"), shard_count=100), 20)
