@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,7 +50,7 @@ main()
 
 
 @contextlib.contextmanager
-def with_a_worker(program: str, folder: Path, url: str, own_redis, **settings: str) -> Iterator[Field]:
+def with_a_worker(program: str | None, folder: Path, url: str, own_redis, **settings: str) -> Iterator[Field]:
     """One of four children at most."""
     with own_redis() as broker, field_running(folder, url, broker, workers=0, **settings) as field:
         field.begin_worker("worker", 4, program)
@@ -81,6 +81,12 @@ def slow(field: Field) -> tuple[str, bytes]:
     for d in range(FOLDERS):
         large(root + b"/%d" % d, size=256 * MB)
     return name, root
+
+
+def cut_all(roots: Iterable[bytes]) -> None:
+    for root in roots:
+        for d in range(FOLDERS):
+            cut(root + b"/%d/large" % d)
 
 
 def limit_for(field: Field, count: int) -> int:
@@ -129,11 +135,25 @@ def test_a_pool_shrinks_with_the_limit_while_all_children_work_and_grows_again(
 
             group.write("memory.limit_in_bytes", AMPLE)
             wait_until(lambda: slots(field) > cap, 4 * STEADY_S, "the pool may grow again")
-            for root in roots.values():
-                for d in range(FOLDERS):
-                    cut(root + b"/%d/large" % d)  # all has been seen
+            cut_all(roots.values())  # enough was seen
             for scan_id in scans:
                 nothing_was_lost(field, scan_id)
+
+
+def test_after_a_lost_connection_as_many_run_at_once_as_before(
+    tmp_path: Path, newest_postgres_url: str, own_redis
+) -> None:
+    with with_a_worker(None, tmp_path, newest_postgres_url, own_redis) as field:
+        with field.redis() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        said = field.process("worker").stderr
+        wait_until(lambda: said.content.count(b"Connected to") == 2, 30, "it has connected again")
+        roots = dict(slow(field) for _ in range(4))
+        scans = [field.ask(name) for name in roots]
+        wait_until(lambda: at_work(field, scans) == 4, 10, "four shards are worked on")
+        cut_all(roots.values())
+        for scan_id in scans:
+            field.ended(scan_id)
 
 
 def test_a_cap_that_flaps_while_short_shards_run_kills_no_child_that_works(
