@@ -1,4 +1,4 @@
-"""Which child of a pool may be given up, and that the pool lives on where no child can be started."""
+"""Which child of a pool may be given up, and that the pool lives on where no other can be started."""
 
 import errno
 from types import SimpleNamespace
@@ -83,7 +83,9 @@ def test_one_that_was_told_to_end_is_given_nothing_and_is_not_told_again(pool: C
     assert pool._all_inqueues == {2}
 
 
-def test_where_no_process_can_be_started_the_pool_lives_on_and_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_other_process_can_be_started_the_pool_lives_on_and_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pool = Children(0, threads=False)
     pool._terminate.cancel()  # these processes are none
     started: list[Any] = []
@@ -95,12 +97,18 @@ def test_where_no_process_can_be_started_the_pool_lives_on_and_tries_again(monke
         process._popen = SimpleNamespace(pid=1000 + len(started), poll=lambda *_: None, sentinel=None)
         started.append(process)
 
+    pool.grow(1)
     monkeypatch.setattr(BaseProcess, "start", fails)
-    pool.grow(2)
+    with pytest.raises(OSError, match="unavailable"):
+        pool.maintain_pool()  # without any child it is no pool
+    monkeypatch.setattr(BaseProcess, "start", starts)
     pool.maintain_pool()
-    pool.maintain_pool()
-    assert pool._pool == [] and set(pool._queues.values()) == {None}, "its pipes wait for the next"
 
+    pool.grow(1)
+    monkeypatch.setattr(BaseProcess, "start", fails)
+    pool.maintain_pool()
+    pool.maintain_pool()
+    assert pool._pool == started and list(pool._queues.values()) == [started[0], None], "its pipes wait for the next"
     monkeypatch.setattr(BaseProcess, "start", starts)
     pool.maintain_pool()
     assert pool._pool == started and len(pool._queues) == len(started) == 2

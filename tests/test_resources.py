@@ -26,10 +26,10 @@ CHUNK = 64 << 20
 
 @pytest.fixture(scope="module")
 def field(_postgres_servers, server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
-    """One worker, who reads large files in large pieces."""
+    """One worker, who reads large files in large pieces, with one child: another that comes later is not limited."""
     settings = {"STRANDLINE_LEASE_S": "2", "STRANDLINE_HASH_CHUNK_BYTES": str(CHUNK)}
-    kept = {"buffers_bytes": 3 * CHUNK}  # each of two children keeps one
-    with made(_postgres_servers, server_folder, tmp_path_factory, of_field=kept, **settings) as field:
+    kept = {"buffers_bytes": 3 * CHUNK}
+    with made(_postgres_servers, server_folder, tmp_path_factory, of_field=kept, children=1, **settings) as field:
         yield field
 
 

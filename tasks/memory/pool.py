@@ -1,4 +1,4 @@
-"""Celery's prefork pool, from which no child is taken that holds work, and which lives on where none can be started."""
+"""Celery's prefork pool, from which no child is taken that holds work, and which lives on where no other can be started."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class Children(asynpool.AsynPool):
         try:
             super()._repopulate_pool(exitcodes)
         except OSError as error:
+            if not self._pool:
+                raise  # then the worker ends, and another goes on
             log.warning("no child can be started now, which is tried again in some seconds: %s", error)
 
 
