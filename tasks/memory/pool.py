@@ -1,4 +1,4 @@
-"""Celery's prefork pool, from which no child is taken that holds work, and which lives on where no other can be started."""
+"""Celery's prefork pool: no child is taken that holds work, and it lives on where no other can be started."""
 
 from __future__ import annotations
 
