@@ -21,6 +21,7 @@ from db.engine import connect
 from db.tree import Ids
 from tasks.drain import Drain
 from tasks.memory.board import Board
+from tasks.memory.governor import Governor
 from tasks.redis import transport
 from tasks.redis.connection import BROKER_ERRORS, BROKER_TIMEOUT_S, Address, close_inherited
 from tasks.redis.keys import Keys
@@ -66,15 +67,24 @@ class Runtime:
         return Address.of(self.settings).client()
 
     @cached_property
+    def governor(self) -> Governor:
+        """What is done about memory."""
+        return Governor(self.settings)
+
+    @cached_property
     def ids(self) -> Ids:
         """Ids for new directories."""
         return Ids(self.engine)
+
+    def hands_on(self) -> bool:
+        """Shall this process end its shard where it is, for want of memory?"""
+        return self.board.asked() or self.governor.hands_on
 
     def forked(self) -> None:
         """Forget what was inherited by a fork, without closing what the parent still uses."""
         if "engine" in self.__dict__:
             self.engine.dispose(close=False)
-        for name in ("engine", "redis", "ids"):
+        for name in ("engine", "redis", "ids", "governor"):
             self.__dict__.pop(name, None)
 
 

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 # So many ranges are made of a directory that has just become huge.
 PARTS = 5
-# So many times the entries of a directory that is not huge are listed at a time: each time costs a pass over all names,
-# and 60,000 entries some 20 MB.
-GROUP = 3
 # Ranges that have grown to so many times their size are split.
 GROWN = 4
 # Rows whose hash is noted in one flush.
@@ -37,7 +34,6 @@ class Huge:
 
     def __init__(self, pipeline: Pipeline, huge_entries: int) -> None:
         self._pipeline = pipeline
-        self._group_entries = GROUP * huge_entries
         self._range_entries = huge_entries // PARTS
 
     def look(self, todo: Todo, opened: Opened, now_ns: int, piece: Piece | None) -> None:
@@ -51,8 +47,9 @@ class Huge:
             groups, listed = self._differing(todo, opened)
         known = todo.known
         while groups:
-            self._settle(known, opened, groups[0], now_ns)
-            groups = groups[1:]
+            pipeline.governor.check(pipeline.holder.check)
+            now, *groups = self._as_memory_allows(groups)
+            self._settle(known, opened, now, now_ns)
             if groups and pipeline.budget.spent:
                 assert known.ranges is not None
                 pipeline.pieces.append(Piece(known.id, known.ranges, groups))
@@ -79,7 +76,13 @@ class Huge:
         pipeline.directories_unchanged += not differing
         born = todo.known.born == pipeline.fence
         listed = {"directories": 1, "files": files, "bytes": size} if born else {}
-        return grouped(differing, [one.entries for one in folds], self._group_entries), listed
+        return grouped(differing, [one.entries for one in folds], pipeline.governor.entries), listed
+
+    def _as_memory_allows(self, groups: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """There may be less of it than there was when they were made."""
+        most = max(1, self._pipeline.governor.entries // self._range_entries)
+        now, later = groups[0][:most], groups[0][most:]
+        return [now, *([later] if later else ()), *groups[1:]]
 
     def _fold(self, todo: Todo, opened: Opened) -> tuple[list[Fold], dict[int, KnownRange]]:
         if todo.known.ranges is None:
@@ -111,19 +114,20 @@ class Huge:
     def _settle(self, known: KnownDirectory, opened: Opened, group: Sequence[int], now_ns: int) -> None:
         pipeline = self._pipeline
         assert known.ranges is not None
-        listed = list_ranges(opened.fd, known.path, opened.seed, opened.rules, known.ranges, frozenset(group))
         with reading(pipeline.engine) as connection:
             rows = ranges.of_directory(connection, pipeline.tenant.id, known.id)
         width = HASHES // known.ranges
-        for number, listing in listed.items():
-            listing.hashes = (number * width, (number + 1) * width)
-            files, children = pipeline.rows(Todo(known), listing.hashes)
-            verifying = pipeline.verifies(known.id, number)
-            settled = pipeline.settle(known, opened, listing, files, children, now_ns, verifying)
-            pipeline.budget.entries -= len(listing.files)
-            if not (settled.whole and listing.fingerprint == rows[number].fingerprint):
-                pipeline.write.range(known, rows[number], listing.fingerprint, *settled)
-        pipeline.write.flush()
+        with pipeline.governor.listing(len(group) * self._range_entries):
+            listed = list_ranges(opened.fd, known.path, opened.seed, opened.rules, known.ranges, frozenset(group))
+            for number, listing in listed.items():
+                listing.hashes = (number * width, (number + 1) * width)
+                files, children = pipeline.rows(Todo(known), listing.hashes)
+                verifying = pipeline.verifies(known.id, number)
+                settled = pipeline.settle(known, opened, listing, files, children, now_ns, verifying)
+                pipeline.budget.entries -= len(listing.files)
+                if not (settled.whole and listing.fingerprint == rows[number].fingerprint):
+                    pipeline.write.range(known, rows[number], listing.fingerprint, *settled)
+            pipeline.write.flush()
 
 
 def ranges_for(entries: int, range_entries: int) -> int:

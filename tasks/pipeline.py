@@ -36,6 +36,7 @@ from tasks.frontier import Frontier, Piece
 from tasks.gate import Gate
 from tasks.huge import Huge
 from tasks.lease import Holder
+from tasks.memory.governor import Governor
 from tasks.mounts import Mounts
 from tasks.redis.progress import Progress
 from tasks.write_back import Todo, WriteBack, join
@@ -74,11 +75,11 @@ class Pipeline:
     """
 
     def __init__(self, holder: Holder, gate: Gate, write: WriteBack, scan: Scan, tenant: Tenant, root: Tree, *,
-                 budget: Budget, progress: Progress, chunk_bytes: int, huge_entries: int,
+                 budget: Budget, governor: Governor, progress: Progress, chunk_bytes: int, huge_entries: int,
                  clock_ns: Callable[[], int]) -> None:  # fmt: skip
         assert scan.fence is not None
         self.engine, self.holder, self.budget, self.progress = holder.engine, holder, budget, progress
-        self.write, self._gate = write, gate
+        self.governor, self.write, self._gate = governor, write, gate
         self.tenant, self.fence = tenant, scan.fence
         self._scan, self._root, self._clock_ns = scan, root, clock_ns
         self._huge_entries = huge_entries
@@ -86,7 +87,9 @@ class Pipeline:
         self.place = place_of(root)
         self._policy = Policy(tenant.algorithm, tenant.large_file, tenant.large_file_bytes)
         self._compared_by: dict[int, tuple[Profile, Seed]] = {}
-        self._hasher = Hasher(self._policy, chunk_bytes, self._read_bytes, inode=self.place.inode is not None)
+        self._hasher = Hasher(
+            self._policy, governor.buffer(chunk_bytes), self._read_bytes, inode=self.place.inode is not None
+        )
         self._stack: list[Todo] = []
         self._huge = Huge(self, huge_entries)
         self._mounts = Mounts(holder.engine, scan, tenant, root, write)
@@ -157,6 +160,7 @@ class Pipeline:
 
     def _visit(self, todo: Todo, piece: Piece | None = None) -> None:
         self.budget.begun = True
+        self.governor.check(self.holder.check)
         known = todo.known
         try:
             refusal = self._gate.directory(known.path, self._root)
@@ -375,6 +379,7 @@ class Pipeline:
     def _tell(self) -> None:
         """Whoever watches sees it, from within long hashes too."""
         self.holder.check()
+        self.governor.check(self.holder.check)
         self._add_hashed(0)
 
     def _add_hashed(self, files: int) -> None:

@@ -78,9 +78,10 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
 
 def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     settings, lease = runtime.settings, holder.lease
+    runtime.governor.begin()
     with reading(runtime.engine) as connection:
         quarantined = quarantine.reasons(connection, tenant.id)
-    write_back = WriteBack(holder, scan, runtime.ids)
+    write_back = WriteBack(holder, scan, runtime.ids, runtime.governor)
     breaker = breaker_of(runtime, tenant, lease.fence)
     gate = Gate(holder, write_back, breaker, quarantined, careful=is_careful(lease))
     holder.at = b""
@@ -91,7 +92,7 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     ):  # fmt: skip
         pipeline = Pipeline(
             holder, gate, write_back, scan, tenant, root,
-            budget=Budget.of(settings, runtime.clock_s, runtime.board.asked), progress=progress,
+            budget=Budget.of(settings, runtime.clock_s, runtime.hands_on), governor=runtime.governor, progress=progress,
             chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
         )  # fmt: skip
         try:

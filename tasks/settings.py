@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     memory_limit_mb: int = Field(
         0, ge=0, le=1 << 30, description="MiB that a worker with its children may use; 0: what its control group may"
     )
+    memory_governor: Literal["on", "off"] = Field(
+        "on", description="off: memory is watched, and nothing is done about it (to compare)"
+    )
     hash_chunk_bytes: int = Field(65536, ge=4096, le=64 << 20, description="bytes read at a time while hashing")
     shard_entries: int = Field(50_000, ge=1, description="entries after which a shard hands on the rest of its work")
     shard_bytes: int = Field(512 << 20, ge=1, description="hashed bytes after which a shard hands on the rest")

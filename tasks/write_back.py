@@ -14,9 +14,8 @@ from db.scans import Scan
 from db.types import KnownDirectory, name_hash
 from tasks.core.compare import Comparison, Outcome
 from tasks.lease import Holder
+from tasks.memory.governor import Governor
 
-# File rows a flush: with their changes it stays below 5,000 rows, and a transaction below 200 ms.
-BATCH_FILES = 2_000
 ERRORS_KEPT = 1_000
 # Places of the fields of a new directory's row that its own listing fills in (see tree.NEW_DIRECTORY).
 _FINGERPRINT, _FILES, _BYTES, _OWNER, _LISTED = (
@@ -50,10 +49,11 @@ class Todo:
 class WriteBack:
     """The batch of one shard, and its flush."""
 
-    def __init__(self, holder: Holder, scan: Scan, ids: tree.Ids) -> None:
+    def __init__(self, holder: Holder, scan: Scan, ids: tree.Ids, governor: Governor) -> None:
         assert scan.fence is not None
         self._holder, self._scan, self._ids, self._fence = holder, scan, ids, scan.fence
         self._tenant_id, self._number = scan.tenant_id, holder.lease.number
+        self._governor, self._most = governor, governor.rows
         self._batch = Batch()
         self._kept: Counter[str] = Counter()
 
@@ -76,7 +76,7 @@ class WriteBack:
                 (directory.id, name, kind.value, join(directory.path, name), type_, size, digest, algorithm, target,
                  None)
             )  # fmt: skip
-        if len(self._batch.tree.files) >= BATCH_FILES:
+        if len(self._batch.tree.files) >= self._most:
             self.flush()
 
     def missing(self, directory: KnownDirectory, comparison: Comparison) -> None:
@@ -147,7 +147,7 @@ class WriteBack:
             self._batch.errors.append((self._scan.id, scans.error_key(path, operation), path, operation, text))
 
     def _flush_if_full(self) -> None:
-        if len(self._batch) >= BATCH_FILES:
+        if len(self._batch) >= self._most:
             self.flush()
 
     def flush(self) -> None:
@@ -163,8 +163,9 @@ class WriteBack:
             changes.write_errors(connection, batch.errors)
             tree.disown(connection, self._tenant_id, batch.disowned)
 
-        self._holder.flush_changes(write, len(batch.changes), settles=len(batch.tree) > 0, **batch.counted)
-        self._batch = Batch()
+        with self._governor.writing(len(batch)):
+            self._holder.flush_changes(write, len(batch.changes), settles=len(batch.tree) > 0, **batch.counted)
+        self._batch, self._most = Batch(), self._governor.rows
 
 
 def join(folder: bytes, name: bytes) -> bytes:

@@ -48,7 +48,7 @@ def at_flush(number: int, happens: Callable[[], None]) -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Holder, "flush_changes", flush)
-        patch.setattr("tasks.write_back.BATCH_FILES", 4)  # many flushes
+        patch.setattr("tasks.memory.governor.Governor.rows", 4)  # many flushes
         yield count
 
 

@@ -30,7 +30,7 @@ TREE = Dir({b"%d" % folder: Dir({b"%d" % n: File(b"%d" % n) for n in range(6)}) 
 @pytest.fixture
 def changed(world: Make, migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], World]:
     """A tenant scanned once; since then some files are gone, some have moved, some are new."""
-    monkeypatch.setattr("tasks.write_back.BATCH_FILES", 4)  # many flushes
+    monkeypatch.setattr("tasks.memory.governor.Governor.rows", 4)  # many flushes
 
     def make() -> World:
         it = world(TREE, migrated_url)

@@ -9,11 +9,15 @@ from typing import Any
 from billiard.pool import RUN
 from celery.concurrency import asynpool, prefork
 
+from tasks.memory.child import Child
+
 log = logging.getLogger(__name__)
 
 
 class Children(asynpool.AsynPool):
     """Celery's takes a child for idle until it has said that it began with what it was given (celery #7266)."""
+
+    Worker = Child
 
     def idle(self) -> list[Any]:
         """The children that wait for work."""

@@ -1,0 +1,69 @@
+"""A worker in a real control group of memory: what leaks is recycled away, what takes too much is killed alone."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import hungry, trees
+from tests.cgroups import Group, limited
+from tests.field import Field
+from tests.field import running as field_running
+from tests.hungry import MB
+from tests.trees import Dir, File
+
+pytestmark = [pytest.mark.needs("root", "memory cgroup")]
+
+LONG_S = 300
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    with limited("memory") as group:
+        group.write("memory.limit_in_bytes", 1024 * MB)
+        yield group
+
+
+@pytest.fixture
+def field(tmp_path: Path, newest_postgres_url: str, own_redis) -> Iterator[Field]:
+    """A cluster without workers."""
+    with own_redis() as broker, field_running(tmp_path, newest_postgres_url, broker, workers=0) as field:
+        yield field
+
+
+def kills(group: Group) -> int:
+    return int(group.read("memory.oom_control").split()[-1])
+
+
+def test_a_leak_of_five_megabytes_a_folder_is_recycled_away_and_nothing_is_lost(group: Group, field: Field) -> None:
+    worker = field.begin_worker("worker", 4, hungry.program(group, "Leaking"))
+    name, root = field.tenant(Dir())
+    trees.make_many(root, 400, 10)
+    document = field.ended(field.ask(name), LONG_S)
+
+    assert document["state"] == "succeeded" and kills(group) == 0
+    assert document["attempts"] == document["shards"], "nothing was done twice"
+    assert worker.stderr.content.count(b"recycled") >= 400 * hungry.LEAK // (1024 * MB)
+    field.quiet({name: root})
+
+
+def test_who_takes_two_gigabytes_at_once_is_killed_alone_and_the_scan_completes(group: Group, field: Field) -> None:
+    worker = field.begin_worker("worker", 4, hungry.program(group, "GreedyOnce"))
+    name, root = field.tenant(Dir({b"greedy": Dir({b"f": File(b"f")})}))
+    trees.make_many(root + b"/more", 400, 10)
+    document = field.ended(field.ask(name), LONG_S)
+
+    assert document["state"] == "succeeded" and kills(group) == 1 and worker.pid in worker.alive()
+    field.quiet({name: root})
+
+
+def test_a_folder_that_takes_two_gigabytes_each_time_is_left_alone_and_the_scan_completes(
+    group: Group, field: Field
+) -> None:
+    worker = field.begin_worker("worker", 4, hungry.program(group, "Greedy"))
+    name, root = field.tenant(Dir({b"greedy": Dir({b"f": File(b"f")}), b"other": File(b"other")}))
+    document = field.ended(field.ask(name), LONG_S)
+
+    assert document["state"] == "partial" and kills(group) >= 2 and worker.pid in worker.alive()
+    assert os.fsdecode(next(iter(field.quarantined(name)))) == "greedy"
