@@ -5,7 +5,7 @@ field.begin_worker("worker", 4, program(group, "Leaking"))
 
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tasks.pipeline import Pipeline
 from tasks.write_back import Todo
@@ -13,38 +13,39 @@ from tests.cgroups import Group
 
 MB = 1 << 20
 LEAK = 5 * MB
-ATE_AT_ONCE = 2048 * MB
+AT_ONCE = 2048 * MB
 
 
 class Leaking(Pipeline):
-    """A pipeline that keeps five megabytes of each directory, for as long as its process lives."""
+    """A pipeline that keeps five megabytes of each folder, for as long as its process lives."""
 
     leaked: ClassVar[list[bytearray]] = []
 
-    def _visit(self, todo: Todo, *more: object) -> None:
-        self.leaked.append(bytearray(os.urandom(1) * LEAK))
-        super()._visit(todo, *more)
+    def _look(self, todo: Todo, *more: Any) -> None:
+        self.leaked.append(bytearray(b"1" * LEAK))
+        super()._look(todo, *more)
 
 
 class Greedy(Pipeline):
-    """A pipeline that takes two gigabytes for each directory of the name `greedy`."""
+    """A pipeline that takes two gigabytes at once for a folder of the name `greedy`."""
 
-    def _visit(self, todo: Todo, *more: object) -> None:
-        taken = bytearray(b"1" * ATE_AT_ONCE) if todo.known.path.endswith(b"greedy") else b""
-        super()._visit(todo, *more)
-        del taken
+    def _look(self, todo: Todo, *more: Any) -> None:
+        if todo.known.path.endswith(b"greedy"):
+            self._eat()
+        super()._look(todo, *more)
+
+    def _eat(self) -> None:
+        bytearray(b"1" * AT_ONCE)
 
 
 class GreedyOnce(Greedy):
-    """The same, but once only: a file of the name `eaten` in the group's absence is left in the temporary folder."""
+    """The same, the first time only."""
 
-    def _visit(self, todo: Todo, *more: object) -> None:
+    def _eat(self) -> None:
         eaten = Path(os.environ["TMPDIR"], "eaten")
-        if todo.known.path.endswith(b"greedy") and not eaten.exists():
+        if not eaten.exists():
             eaten.touch()
-            super()._visit(todo, *more)
-        else:
-            Pipeline._visit(self, todo, *more)
+            super()._eat()
 
 
 def program(group: Group, pipeline: str = "Pipeline") -> str:

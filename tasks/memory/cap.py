@@ -12,9 +12,11 @@ from tasks.memory.level import Level, Marks
 STEADY_S = 10.0
 # A child that has done nothing yet is smaller than it will be.
 LEAST_BYTES = 40 << 20
+# What the largest child took is forgotten slowly, from one look to the next: half of it in a minute.
+REMEMBERED = 0.99
 
 
-def fitting(reading: Reading, marks: Marks, children: Sequence[int], size: int) -> int:
+def fitting(reading: Reading, marks: Marks, children: Sequence[int], size: float) -> int:
     """How many children of that size fit below the mark of HIGH, beside what others use. `children`: what those that
     there are use, bytes each.
     """
@@ -29,11 +31,11 @@ class Cap:
     most: int
     value: int
     _since_s: float = float("-inf")
-    _size: int = 0
+    _size: float = 0.0
 
     def step(self, reading: Reading, marks: Marks, level: Level, children: Sequence[int], now_s: float) -> int:
         """The cap now that this was seen."""
-        self._size = max(self._size, *children, 0)
+        self._size = max(self._size * REMEMBERED, *children, 0)
         wanted = min(self.most, fitting(reading, marks, children, self._size))
         if wanted > self.value:
             wanted = self.value + (level <= Level.MODERATE)

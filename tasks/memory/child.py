@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from billiard.pool import EX_RECYCLE
 from celery import current_app
 from celery.concurrency import asynpool
+
+log = logging.getLogger(__name__)
 
 
 class Child(asynpool.Worker):
@@ -22,6 +25,7 @@ class Child(asynpool.Worker):
         def wait_unless_worn() -> Any:
             if current_app.runtime.governor.hands_on:
                 # The pool starts another in its place, which takes what this one has been given.
+                log.info("this process ends, so that another begins with little memory")
                 sys.exit(EX_RECYCLE)
             return wait()
 

@@ -18,7 +18,10 @@ from tasks.memory.gauge import Gauge, share
 from tasks.memory.level import PROFILES, Ladder, Level
 from tasks.settings import Settings
 
-LOOKED_EVERY_S = 1.0
+# What takes much takes it in a fraction of a second.
+LOOKED_EVERY_S = 0.25
+# Batches shrink and grow this often, and what was freed is given back.
+STEPPED_EVERY_S = 1.0
 # So long a shard waits for memory, in all.
 PAUSE_S = 10.0
 PAUSED_EVERY_S = 0.25
@@ -41,7 +44,7 @@ class Governor:
         self._marks = PROFILES[settings.memory_profile]
         self._gauge, self._ladder = Gauge(self._budget), Ladder(self._marks)
         self._clock_s, self._sleep = clock_s, sleep
-        self._looked_s = float("-inf")
+        self._looked_s = self._stepped_s = float("-inf")
         self._room = float("inf")  # bytes below the mark of HIGH, for each process of the pool
         self._bloated = False
         self._left_s = PAUSE_S
@@ -78,11 +81,11 @@ class Governor:
         return size
 
     def check(self, interrupted: Callable[[], None]) -> None:
-        """Call before each directory, and now and then within long files. Where memory is CRITICAL it waits a while;
-        meanwhile `interrupted` is called, which may raise.
+        """Call before each directory, and now and then within long files. Where memory is CRITICAL, and others have it,
+        it waits a while; meanwhile `interrupted` is called, which may raise.
         """
         self._look_if_due()
-        while self._ladder.level == Level.CRITICAL and self._left_s > 0:
+        while self._ladder.level == Level.CRITICAL and not self.hands_on:
             interrupted()
             self._sleep(PAUSED_EVERY_S)
             self._left_s -= PAUSED_EVERY_S
@@ -107,10 +110,12 @@ class Governor:
         below_high = self._marks.high * reading.limit
         self._room = max(0.0, below_high - reading.used) / len(pool)
         self._bloated = level >= Level.HIGH and share(os.getpid()) > below_high / len(pool)
-        for bound in (self._rows, self._entries):
-            bound.step(level)
-        if level >= Level.HIGH:
-            heap.trim()
+        if now_s - self._stepped_s >= STEPPED_EVERY_S:
+            self._stepped_s = now_s
+            for bound in (self._rows, self._entries):
+                bound.step(level)
+            if level >= Level.HIGH:
+                heap.trim()
 
 
 @contextmanager
