@@ -16,27 +16,21 @@ from tasks.memory.level import PROFILES
 from tasks.redis import presence
 from tasks.redis.keys import Keys
 from tasks.settings import load
-from tests import trees
+from tests import hungry, trees
 from tests.cgroups import Group, limited
 from tests.field import Field, cut, large
 from tests.field import running as field_running
+from tests.hungry import MB
 from tests.trees import Dir
 from tests.waiting import wait_until
 
-MB = 1 << 20
 AMPLE = 1024 * MB
 KEYS = Keys("strandline:")
 FOLDERS = 24
+UNENDING = {"STRANDLINE_SHARD_BYTES": str(1 << 40), "STRANDLINE_SHARD_SECONDS": "1000"}
 # So long pressure flaps.
 SECONDS = 60 * float(os.environ.get("MINUTES") or 0.25)
-# A worker of which all is charged to the group that it is started in.
-WITHIN = """
-import os
-open({procs!r}, "w").write(str(os.getpid()))
-from orchestrator.cli import main
-main()
-"""
-# And one whose cap is another number of children each second.
+# A worker whose cap is another number of children each second.
 FLAPPING = """
 from tasks.app import make_app
 from tasks.memory.cap import Cap
@@ -44,6 +38,14 @@ def step(self, *seen):
     self.value = self.most if self.value == 1 else 1
     return self.value
 Cap.step = step
+from orchestrator.cli import main
+main()
+"""
+
+# And one whose memory is HIGH.
+SHORT = """
+from tasks.memory.level import Ladder, Level
+Ladder.step = lambda *seen: Level.HIGH
 from orchestrator.cli import main
 main()
 """
@@ -73,6 +75,10 @@ def children(field: Field) -> int:
 
 def at_work(field: Field, scans: list[str]) -> int:
     return sum(shard.state == "leased" for scan_id in scans for shard in field.shards(scan_id))
+
+
+def count_ticks(field: Field) -> int:
+    return field.process("worker").stderr.content.count(b"strandline.tick[")
 
 
 def slow(field: Field) -> tuple[str, bytes]:
@@ -116,11 +122,9 @@ def nothing_was_lost(field: Field, scan_id: str) -> None:
 def test_a_pool_shrinks_with_the_limit_while_all_children_work_and_grows_again(
     tmp_path: Path, newest_postgres_url: str, own_redis
 ) -> None:
-    unending = {"STRANDLINE_SHARD_BYTES": str(1 << 40), "STRANDLINE_SHARD_SECONDS": "1000"}
     with limited("memory") as group:
         group.write("memory.limit_in_bytes", AMPLE)
-        program = WITHIN.format(procs=str(group.path / "cgroup.procs"))
-        with with_a_worker(program, tmp_path, newest_postgres_url, own_redis, **unending) as field:
+        with with_a_worker(hungry.program(group), tmp_path, newest_postgres_url, own_redis, **UNENDING) as field:
             assert children(field) == 1 and slots(field) == 4
             roots = dict(slow(field) for _ in range(4))
             scans = [field.ask(name) for name in roots]
@@ -156,6 +160,27 @@ def test_after_a_lost_connection_as_many_run_at_once_as_before(
             field.ended(scan_id)
 
 
+def test_where_memory_is_high_no_more_is_begun_until_all_is_done_and_whoever_has_memory_takes_it(
+    tmp_path: Path, newest_postgres_url: str, own_redis
+) -> None:
+    with with_a_worker(SHORT, tmp_path, newest_postgres_url, own_redis, **UNENDING) as field:
+        roots = dict(slow(field) for _ in range(4))
+        first, *others = roots
+        scans = [field.ask(first)]
+        wait_until(lambda: at_work(field, scans) == 1, 10, "it goes on where it has nothing else to do")
+        scans += [field.ask(name) for name in others]
+        ticks = count_ticks(field)
+        wait_until(lambda: count_ticks(field) > ticks + 4, 10, "what keeps things moving is done")
+        assert at_work(field, scans) == 1
+
+        field.begin_worker("worker2", 4)
+        wait_until(lambda: at_work(field, scans) >= 4, 10, "another worker has memory")
+        cut_all(roots.values())
+        for scan_id in scans:
+            nothing_was_lost(field, scan_id)
+
+
+@pytest.mark.chaos
 def test_a_cap_that_flaps_while_short_shards_run_kills_no_child_that_works(
     tmp_path: Path, newest_postgres_url: str, own_redis
 ) -> None:
@@ -171,14 +196,14 @@ def test_a_cap_that_flaps_while_short_shards_run_kills_no_child_that_works(
         field.quiet({name: root})
 
 
+@pytest.mark.chaos
 @pytest.mark.needs("root", "memory cgroup")
 def test_pressure_that_flaps_changes_the_cap_once_in_ten_seconds_at_most(
     tmp_path: Path, newest_postgres_url: str, own_redis
 ) -> None:
     with limited("memory") as group:
         group.write("memory.limit_in_bytes", AMPLE)
-        program = WITHIN.format(procs=str(group.path / "cgroup.procs"))
-        with with_a_worker(program, tmp_path, newest_postgres_url, own_redis) as field:
+        with with_a_worker(hungry.program(group), tmp_path, newest_postgres_url, own_redis) as field:
             name, root = field.tenant(Dir())
             trees.make_many(root, 60, 10)
             nothing_was_lost(field, field.ask(name))

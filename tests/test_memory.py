@@ -13,7 +13,7 @@ from tests.field import running as field_running
 from tests.hungry import MB
 from tests.trees import Dir, File
 
-pytestmark = [pytest.mark.needs("root", "memory cgroup")]
+pytestmark = [pytest.mark.chaos, pytest.mark.needs("root", "memory cgroup")]
 
 LONG_S = 300
 
@@ -28,7 +28,10 @@ def group() -> Iterator[Group]:
 @pytest.fixture
 def field(tmp_path: Path, newest_postgres_url: str, own_redis) -> Iterator[Field]:
     """A cluster without workers."""
-    with own_redis() as broker, field_running(tmp_path, newest_postgres_url, broker, workers=0) as field:
+    with (
+        own_redis() as broker,
+        field_running(tmp_path, newest_postgres_url, broker, workers=0, STRANDLINE_LEASE_S="2") as field,
+    ):
         yield field
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from billiard.exceptions import RestartFreqExceeded
 from celery.worker import autoscale
 
-from tasks.app import Runtime
+from tasks.app import BULK, INTERACTIVE, Runtime
 from tasks.memory.cap import Cap
+from tasks.memory.level import Level
 from tasks.memory.pool import Children, TaskPool
 from tasks.memory.watch import LOOKED_EVERY_S, Seen, Watch
 
@@ -67,6 +68,7 @@ class Autoscaler(autoscale.Autoscaler):
         if pool is None:
             return False
         self._give_up(pool, self.processes - self.max_concurrency)
+        self._admit()
         if self.qty >= self.processes:
             self._all_needed_s = time.monotonic()
         return bool(super()._maybe_scale(req))
@@ -77,6 +79,12 @@ class Autoscaler(autoscale.Autoscaler):
         if idle:
             self._shrink(idle)
         self._runtime.board.ask({child.index for child in pool.busy()[: max(0, count - idle)]})
+
+    def _admit(self) -> None:
+        """Where memory is HIGH no shard is begun until all others are done: another worker may have memory for it."""
+        consumer = self.worker.consumer.task_consumer if self.worker.consumer else None
+        if consumer is not None:
+            consumer.channel.refuse((INTERACTIVE, BULK) if self.seen.level >= Level.HIGH and self.qty else ())
 
     def scale_down(self, n: int) -> None:
         """Where there is less to do than children: only after a while, since more may be asked for soon."""

@@ -12,7 +12,7 @@ succeeded; so a worker waits for a server that is well, saying so, as it does fo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from queue import Empty
 from typing import Any
@@ -62,6 +62,7 @@ class Channel(redis.Channel):
 
     QoS = QoS
     _pop_lost = False
+    _refused: frozenset[str] = frozenset()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,6 +96,17 @@ class Channel(redis.Channel):
         finally:
             if self.closed:
                 self._disconnect_pools()
+
+    def refuse(self, queues: Collection[str]) -> None:
+        """Pop from these queues no more, until told otherwise. A pop that is under way ends as it was begun."""
+        if self._refused != set(queues):
+            self._refused = frozenset(queues)
+            self._update_queue_cycle()
+
+    @property
+    def active_queues(self) -> list[str]:
+        """What is popped from."""
+        return [queue for queue in super().active_queues if queue not in self._refused]
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         self._pop_lost |= self._in_poll is connection
