@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from billiard.exceptions import RestartFreqExceeded
-from celery.worker import autoscale
+from celery.worker import autoscale, state
 
 from tasks.app import BULK, INTERACTIVE, Runtime
 from tasks.memory.cap import Cap
@@ -22,6 +22,8 @@ from tasks.memory.watch import LOOKED_EVERY_S, Seen, Watch
 
 log = logging.getLogger(__name__)
 
+# Whatever is in other queues keeps things moving.
+SHARDS = (INTERACTIVE, BULK)
 # A child that was not needed for so long is given up.
 IDLE_S = 30.0
 
@@ -84,7 +86,9 @@ class Autoscaler(autoscale.Autoscaler):
         """Where memory is HIGH no shard is begun until all others are done: another worker may have memory for it."""
         consumer = self.worker.consumer.task_consumer if self.worker.consumer else None
         if consumer is not None:
-            consumer.channel.refuse((INTERACTIVE, BULK) if self.seen.level >= Level.HIGH and self.qty else ())
+            queues = {request.delivery_info["routing_key"] for request in state.reserved_requests}
+            closed = self.seen.level >= Level.HIGH and not queues.isdisjoint(SHARDS)
+            consumer.channel.refuse(SHARDS if closed else ())
 
     def scale_down(self, n: int) -> None:
         """Where there is less to do than children: only after a while, since more may be asked for soon."""

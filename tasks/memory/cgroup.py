@@ -127,20 +127,20 @@ def stalled(path: str) -> float | None:
     """Of a file of pressure stall information: hundredths of the last ten seconds in which all that could have run
     waited for memory. None where the kernel does not tell.
     """
-    with suppress(OSError), open(path, encoding="ascii") as lines:
+    with suppress(OSError), open(path, "rb") as lines:
         for line in lines:
-            if found := re.match(r"full avg10=([0-9.]+)", line):
+            if found := re.match(rb"full avg10=([0-9.]+)", line):
                 return float(found[1])
     return None
 
 
 def _fields(path: str) -> Mapping[str, int]:
-    with open(path, encoding="ascii") as lines:
+    with open(path, "rb") as lines:
         pairs = (line.split() for line in lines)
-        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+        return {os.fsdecode(pair[0]): int(pair[1]) for pair in pairs if len(pair) == 2}
 
 
 def _number(path: str) -> int:
-    with open(path, encoding="ascii") as file:
+    with open(path, "rb") as file:
         text = file.read().strip()
-    return _NO_LIMIT if text == "max" else int(text)
+    return _NO_LIMIT if text == b"max" else int(text)

@@ -105,7 +105,10 @@ class Governor:
             return
         self._looked_s = now_s
         pool = family()
-        reading = self._gauge.read(sum(map(share, pool)) if self._budget else 0)
+        try:
+            reading = self._gauge.read(sum(map(share, pool)) if self._budget else 0)
+        except OSError:  # no descriptor left, say: that is no reason to fail here
+            return
         level = self._ladder.step(reading.fraction, reading.stalled, now_s)
         below_high = self._marks.high * reading.limit
         self._room = max(0.0, below_high - reading.used) / len(pool)
