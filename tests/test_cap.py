@@ -42,6 +42,8 @@ def test_a_child_that_was_large_once_is_reckoned_with() -> None:
     stepped(cap, 1000 * MB, [300 * MB], 0.0)
 
     assert stepped(cap, 1000 * MB, [LEAST_BYTES], STEADY_S) == 2
+    forgotten = [stepped(cap, 1000 * MB, [LEAST_BYTES], STEADY_S + n) for n in range(1, 300)]
+    assert forgotten[30] == 2 and forgotten[-1] == 8, "not for ever: it may have ended"
 
 
 @given(

@@ -41,6 +41,7 @@ class Autoscaler(autoscale.Autoscaler):
         super().__init__(pool, max_concurrency, min_concurrency, worker, keepalive, mutex)
         self._runtime: Runtime = worker.app.runtime
         self._watch = Watch(self._runtime.settings)
+        self._governs = self._runtime.settings.memory_governor == "on"
         self._cap = Cap(most=max_concurrency, value=max_concurrency)
         self._all_needed_s = time.monotonic()  # when every child was needed, last
         self._look()
@@ -57,7 +58,9 @@ class Autoscaler(autoscale.Autoscaler):
         pool, before = self.pool.running, self._cap.value
         seen = self.seen = self._watch.look([child.pid for child in pool._pool] if pool else [])
         sizes = [size for _, size in seen.children]
-        cap = self._cap.step(seen.reading, seen.marks, seen.level, sizes, time.monotonic())
+        cap = before
+        if self._governs:
+            cap = self._cap.step(seen.reading, seen.marks, seen.level, sizes, time.monotonic())
         if cap != before:
             log.warning("memory is %s: %d children instead of %d at most: %s", seen.level.name, cap, before, seen.why)
         self._set(cap)
@@ -87,7 +90,7 @@ class Autoscaler(autoscale.Autoscaler):
         consumer = self.worker.consumer.task_consumer if self.worker.consumer else None
         if consumer is not None:
             queues = {request.delivery_info["routing_key"] for request in state.reserved_requests}
-            closed = self.seen.level >= Level.HIGH and not queues.isdisjoint(SHARDS)
+            closed = self._governs and self.seen.level >= Level.HIGH and not queues.isdisjoint(SHARDS)
             consumer.channel.refuse(SHARDS if closed else ())
 
     def scale_down(self, n: int) -> None:
