@@ -3,6 +3,7 @@ that all are given back.
 """
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -26,8 +27,14 @@ CHUNK = 64 << 20
 
 @pytest.fixture(scope="module")
 def field(_postgres_servers, server_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
-    """One worker, who reads large files in large pieces, with one child: another that comes later is not limited."""
-    settings = {"STRANDLINE_LEASE_S": "2", "STRANDLINE_HASH_CHUNK_BYTES": str(CHUNK)}
+    """One worker, who reads large files in large pieces, however little memory there is, with one child: another that
+    comes later is not limited.
+    """
+    settings = {
+        "STRANDLINE_LEASE_S": "2",
+        "STRANDLINE_HASH_CHUNK_BYTES": str(CHUNK),
+        "STRANDLINE_MEMORY_GOVERNOR": "off",
+    }
     kept = {"buffers_bytes": 3 * CHUNK}
     with made(_postgres_servers, server_folder, tmp_path_factory, of_field=kept, children=1, **settings) as field:
         yield field
@@ -91,8 +98,9 @@ def with_descriptors(pids: set[int], spare: int) -> Iterator[None]:
     before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
     try:
         for pid, (_, hard) in before.items():
-            highest = max(int(fd) for fd in os.listdir(f"/proc/{pid}/fd"))
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
+            taken = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+            free = (number for number in itertools.count() if number not in taken)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (next(itertools.islice(free, spare, None)), hard))
         yield
     finally:
         for pid, limits in before.items():
