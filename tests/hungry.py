@@ -13,6 +13,7 @@ from tests.cgroups import Group
 
 MB = 1 << 20
 LEAK = 5 * MB
+HEAVY = 40 * MB
 AT_ONCE = 2048 * MB
 
 
@@ -23,6 +24,17 @@ class Leaking(Pipeline):
 
     def _look(self, todo: Todo, *more: Any) -> None:
         self.leaked.append(bytearray(b"1" * LEAK))
+        super()._look(todo, *more)
+
+
+class Heavy(Pipeline):
+    """A pipeline whose process has forty megabytes more than others."""
+
+    kept: ClassVar[bytearray] = bytearray()
+
+    def _look(self, todo: Todo, *more: Any) -> None:
+        if not self.kept:
+            self.kept.extend(b"1" * HEAVY)
         super()._look(todo, *more)
 
 

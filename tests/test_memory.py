@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests import hungry, trees
-from tests.cgroups import Group, limited
+from tests.cgroups import Group
 from tests.field import Field
 from tests.field import running as field_running
 from tests.hungry import MB
+from tests.memory_group import limited_to, oom_kills, used
 from tests.trees import Dir, File
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.needs("root", "memory cgroup")]
 
@@ -20,23 +22,16 @@ LONG_S = 300
 
 @pytest.fixture
 def group() -> Iterator[Group]:
-    with limited("memory") as group:
-        group.write("memory.limit_in_bytes", 1024 * MB)
+    with limited_to(1024) as group:
         yield group
 
 
 @pytest.fixture
 def field(tmp_path: Path, newest_postgres_url: str, own_redis) -> Iterator[Field]:
-    """A cluster without workers."""
-    with (
-        own_redis() as broker,
-        field_running(tmp_path, newest_postgres_url, broker, workers=0, STRANDLINE_LEASE_S="2") as field,
-    ):
+    """A cluster without workers, in which work soon spreads."""
+    settings = {"STRANDLINE_LEASE_S": "2", "STRANDLINE_SHARD_ENTRIES": "5000"}
+    with own_redis() as broker, field_running(tmp_path, newest_postgres_url, broker, workers=0, **settings) as field:
         yield field
-
-
-def kills(group: Group) -> int:
-    return int(group.read("memory.oom_control").split()[-1])
 
 
 def test_a_leak_of_five_megabytes_a_folder_is_recycled_away_and_nothing_is_lost(group: Group, field: Field) -> None:
@@ -45,9 +40,26 @@ def test_a_leak_of_five_megabytes_a_folder_is_recycled_away_and_nothing_is_lost(
     trees.make_many(root, 400, 10)
     document = field.ended(field.ask(name), LONG_S)
 
-    assert document["state"] == "succeeded" and kills(group) == 0
+    assert document["state"] == "succeeded" and oom_kills(group) == 0
     assert document["attempts"] == document["shards"], "nothing was done twice"
     assert worker.stderr.content.count(b"this process ends") >= 400 * hungry.LEAK // (1024 * MB)
+    field.quiet({name: root})
+
+
+def test_a_limit_that_is_lowered_while_scanning_shrinks_the_pool_and_nothing_is_lost(
+    group: Group, field: Field
+) -> None:
+    worker = field.begin_worker("worker", 4, hungry.program(group, "Heavy"))
+    name, root = field.tenant(Dir())
+    trees.make_many(root, 2_000, 50)
+    scan_id = field.ask(name)
+    wait_until(lambda: len(worker.descendants()) == 4 and used(group) > 300 * MB, LONG_S, "all work, and are heavy")
+    group.write("memory.limit_in_bytes", 400 * MB)
+    wait_until(lambda: len(worker.descendants()) <= 2, 10, "the pool has shrunk")
+    document = field.ended(scan_id, LONG_S)
+
+    assert document["state"] == "succeeded" and oom_kills(group) == 0
+    assert document["attempts"] == document["shards"], "nothing was done twice"
     field.quiet({name: root})
 
 
@@ -57,7 +69,7 @@ def test_who_takes_two_gigabytes_at_once_is_killed_alone_and_the_scan_completes(
     trees.make_many(root + b"/more", 400, 10)
     document = field.ended(field.ask(name), LONG_S)
 
-    assert document["state"] == "succeeded" and kills(group) == 1 and worker.pid in worker.alive()
+    assert document["state"] == "succeeded" and oom_kills(group) == 1 and worker.pid in worker.alive()
     field.quiet({name: root})
 
 
@@ -68,5 +80,5 @@ def test_a_folder_that_takes_two_gigabytes_each_time_is_left_alone_and_the_scan_
     name, _ = field.tenant(Dir({b"greedy": Dir({b"f": File(b"f")}), b"other": File(b"other")}))
     document = field.ended(field.ask(name), LONG_S)
 
-    assert document["state"] == "partial" and kills(group) >= 2 and worker.pid in worker.alive()
+    assert document["state"] == "partial" and oom_kills(group) >= 2 and worker.pid in worker.alive()
     assert os.fsdecode(next(iter(field.quarantined(name)))) == "greedy"
