@@ -224,12 +224,14 @@ def disown(connection: Connection, tenant_id: int, ids: Sequence[int]) -> None:
 
 
 def hand_over(connection: Connection, tenant_id: int, fence: int, number: int, new_owners: Sequence[int]) -> None:
-    """Share out what shard `number` still owns among new shards, in contiguous pieces of the depth-first order."""
+    """Share out what shard `number` still owns among new shards, numbered one after the other, in contiguous pieces of
+    the depth-first order. In the database alone: a frontier may be larger than memory.
+    """
     d = directories.c
-    query = select(d.id).where(_owned(tenant_id, fence, number)).order_by(d.order_key, d.id)
-    ids = [row.id for row in connection.execute(query)]
-    rows = [(new_owners[i * len(new_owners) // len(ids)], tenant_id, one) for i, one in enumerate(ids)]
-    run_many(connection, "UPDATE directories SET owner = ? WHERE tenant_id = ? AND id = ?", rows)
+    piece = func.ntile(len(new_owners)).over(order_by=(d.order_key, d.id)).label("piece")
+    pieces = select(d.id, piece).where(_owned(tenant_id, fence, number)).subquery()
+    query = update(directories).where(d.tenant_id == tenant_id, d.id == pieces.c.id)
+    connection.execute(query.values(owner=new_owners[0] - 1 + pieces.c.piece))
 
 
 def count_owned(connection: Connection, tenant_id: int, fence: int, number: int) -> int:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import multiprocessing
+import tracemalloc
 
 import pytest
 from sqlalchemy import event, insert
@@ -251,6 +252,23 @@ def test_what_is_handed_over_goes_to_the_new_owners_in_contiguous_pieces(engine,
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
     assert owned(engine, 1) == []
     assert owned(engine, 2) == [b"others"]
+
+
+def test_handing_a_large_frontier_over_takes_no_memory(engine):
+    many = 20_000
+    write_tree(engine, new_directories=tree_rows(1, [b"%05d" % i for i in range(many)], fence=5, owner=1, listed=None))
+
+    with writing(engine) as connection:
+        tree.hand_over(connection, 1, 5, 1, [2, 3])  # what is kept of a statement is kept from here on
+        tree.hand_over(connection, 1, 5, 2, [4, 5])
+        tracemalloc.start()
+        try:
+            tree.hand_over(connection, 1, 5, 3, [6, 7])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert [tree.count_owned(connection, 1, 5, number) for number in (3, 6, 7)] == [0, many // 4, many // 4]
+    assert peak < 500_000
 
 
 def test_handing_nothing_over_does_nothing(engine):
