@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,19 @@ def test_more_equal_files_than_are_kept_waiting_are_paired_all_the_same(monkeypa
     )  # no inode on both sides
 
     assert len(list(pair(found))) == 50
+
+
+def test_of_a_file_with_very_many_names_only_some_are_in_memory() -> None:
+    links = (Candidate(b"f", 1, gone, 1, b"%08d" % name, name) for gone in (False, True) for name in range(60_000))
+    tracemalloc.start()
+    try:
+        pairs = sum(1 for _ in pair(links))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert pairs == moves.WAITING
+    assert peak < 1_000 * moves.WAITING
 
 
 # Through real scans

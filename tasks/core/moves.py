@@ -8,7 +8,7 @@ at once), and never empty files (whoever calls leaves them out).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import NamedTuple
 
 # So many of equal content wait to be paired at a time; beyond, what came first is paired, or stays as it is.
@@ -41,18 +41,21 @@ def _pair_equal(equal: Iterable[Candidate], *, by_order: bool) -> Iterator[Pair]
     gone: list[Candidate] = []
     added: list[Candidate] = []
     for _, same in groupby(equal, key=lambda one: one.inode):
-        group = list(same)
-        if len(group) == 2 and group[0].gone != group[1].gone:
-            yield (group[0], group[1]) if group[0].gone else (group[1], group[0])
+        first = list(islice(same, 3))
+        if len(first) == 2 and first[0].gone != first[1].gone:
+            yield (first[0], first[1]) if first[0].gone else (first[1], first[0])
             continue
-        for one in group:
-            (gone if one.gone else added).append(one)
-        if by_order and max(len(gone), len(added)) > WAITING:
-            yield from _pair_in_order(gone, added)
-            paired = min(len(gone), len(added))
-            gone, added = gone[paired:][:WAITING], added[paired:][:WAITING]
-    if by_order:
-        yield from _pair_in_order(gone, added)
+        # The rest one by one: a file may have more names than fit into memory.
+        for one in chain(first, same) if by_order else ():
+            side, other = (gone, added) if one.gone else (added, gone)
+            if len(side) == WAITING:
+                if not other:
+                    continue
+                yield from _pair_in_order(gone, added)
+                paired = min(len(gone), len(added))
+                del gone[:paired], added[:paired]
+            side.append(one)
+    yield from _pair_in_order(gone, added)
 
 
 def _pair_in_order(gone: list[Candidate], added: list[Candidate]) -> Iterator[Pair]:
