@@ -137,7 +137,7 @@ class Breaker:
         self._probes: dict[Key, int] = {}
         self._refused: set[Key] = set()
         self._failed: list[Failed] = []
-        self._succeeded: list[Key] = []
+        self._succeeded: dict[Key, Key] = {}  # by what covers it; one of each says it for all
         self._try(self._read)
 
     @property
@@ -194,8 +194,9 @@ class Breaker:
 
     def succeeded(self, key: Key) -> None:
         """It had failed, was tried, and did not fail."""
-        if breaker.covering(self._entries, key) in self._entries:
-            self._succeeded.append(key)
+        own = breaker.covering(self._entries, key)
+        if own in self._entries:
+            self._succeeded[own] = key
 
     def tell(self) -> None:
         """Tell Redis what was found since the last time."""
@@ -203,8 +204,8 @@ class Breaker:
             self._try(self._write)
 
     def _write(self) -> None:
-        failed, succeeded = self._failed, self._succeeded
-        self._failed, self._succeeded = [], []
+        failed, succeeded = self._failed, list(self._succeeded.values())
+        self._failed, self._succeeded = [], {}
 
         def decide(entries: Entries, now: float) -> Entries:
             closed = breaker.succeeded(entries, succeeded, now, self._limits, self._refused)
