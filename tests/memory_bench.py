@@ -3,11 +3,13 @@
 A real worker and beat on PostgreSQL, with the settings as shipped; only the worker is in the group, from its first page
 on, and it begins anew for each set of data. What is judged is anonymous and shared memory, which cannot be taken back.
 It ends with 1 where a promise does not hold. Needs root and control groups of version 1.
+
+`--data large` stands for all large things (tests.memory_large), each of which can be named, too. They are scanned by
+one child, so that what grows does not grow with the children, and in 256 MiB.
 """
 
 import argparse
 import contextlib
-import itertools
 import os
 import shlex
 import shutil
@@ -15,14 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import redis
 
 from db.tables import shards as shards_table
-from db.types import ENDED
+from db.types import ENDED, Kind
 from tasks.memory.level import Level
 from tasks.redis import presence
 from tasks.redis.keys import Keys
@@ -34,14 +36,18 @@ from tests.cgroups import Group
 from tests.command import STRANDLINE
 from tests.field import Field
 from tests.memory_container import contained
+from tests.memory_large import LARGE
 from tests.memory_report import Outcome
-from tests.memory_samples import MB, Sampler
+from tests.memory_samples import MB, Sample, Sampler
+from tests.processes import Running
 from tests.waiting import wait_until
 
 LOOKED_EVERY_S = 0.5
 # As many samples of a run are kept.
 KEPT = 400
-CHILDREN = 4
+CHILDREN, CHILDREN_FOR_LARGE = 4, 1
+LIMITS_MB, LIMITS_FOR_LARGE_MB = (1024, 256), (256,)
+USUAL = ("pdfs", "small", "sparse")
 # Before and after the scans.
 IDLE_S = 5.0
 
@@ -52,20 +58,35 @@ class Run:
 
     data: str
     kinds: tuple[str, ...]
+    number: int = 0  # of a large thing, its size
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return LARGE[self.data].settings if self.number else {}
+
+    @property
+    def scans(self) -> int:
+        return 2 if self.number and LARGE[self.data].change is not None else 1
 
     @property
     def files(self) -> int:
         return sum(memory_trees.files_of(kind) for kind in self.kinds)
 
 
-def runs_of(data: Sequence[str], numbers: Sequence[int]) -> list[Run]:
-    """The sparse file lies beside the PDFs and the most small files; all are scanned at once."""
+def runs_of(data: Sequence[str], numbers: Sequence[int], scale: float = 1.0) -> list[Run]:
+    """The sparse file lies beside the PDFs and the most small files; all are scanned at once. `scale`: of the sizes of
+    large things.
+    """
     many = f"small:{max(numbers)}"
     found = {
         "pdfs": [Run("pdfs", ("pdfs",))],
         "small": [Run("small", (f"small:{number}",)) for number in sorted(numbers)],
         "sparse": [Run("sparse", ("pdfs", many, "sparse"))],
     }
+    for name, one in LARGE.items():
+        sizes = [max(1, round(size * scale)) for size in one.sizes]
+        found[name] = [Run(name, (f"{name}:{size}",), size) for size in sizes]
+    found["large"] = [run for name in LARGE for run in found[name]]
     return [run for name in data for run in found[name]]
 
 
@@ -88,12 +109,12 @@ def made(runs: Sequence[Run]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def field_without_worker() -> Iterator[Field]:
+def field_without_worker(settings: Mapping[str, str]) -> Iterator[Field]:
     tick_s = {"STRANDLINE_TICK_S": str(Settings.model_fields["tick_s"].default)}
     with (
         servers.for_a_benchmark() as (url, broker),
         tempfile.TemporaryDirectory() as place,
-        fields.running(Path(place), url, broker, workers=0, **tick_s) as field,
+        fields.running(Path(place), url, broker, workers=0, **tick_s, **settings) as field,
     ):
         yield field
 
@@ -105,24 +126,52 @@ def in_a_group(limit_mb: int, executable: str) -> Iterator[tuple[Group, str]]:
         yield group, memory_group.program(group, executable)
 
 
-def measure(run: Run, limit_mb: int, folder: Path, said: argparse.Namespace, podman: bool) -> tuple[Outcome, Sampler]:
-    """One run: what came of it, and its samples."""
+def measure(run: Run, limit_mb: int, folder: Path, said: argparse.Namespace,
+            podman: bool) -> Iterator[tuple[Outcome, Sequence[Sample]]]:  # fmt: skip
+    """One run: of each of its scans, what came of it, and its samples."""
     place = contained if podman else in_a_group
-    with field_without_worker() as field, place(limit_mb, STRANDLINE) as (group, program):
-        worker = field.begin_worker("worker", CHILDREN, program)
-        names = [field.tenant(root=Path(os.fsdecode(memory_trees.path_of(folder, kind))))[0] for kind in run.kinds]
-        with Sampler(group, told_by(field), said.every) as sampler:
-            time.sleep(IDLE_S)  # it has begun, and told of itself
-            idle = memory_group.used(group)
-            began = time.monotonic()
-            asked = [field.ask(name) for name in names]
-            wait_for(lambda: not fields.alive(worker.pid) or all_ended(field, asked), said.deadline)
-            wall_s = time.monotonic() - began
-            time.sleep(IDLE_S)  # what it keeps
-        if not fields.alive(worker.pid):
-            print(worker.stderr.content[-2000:].decode(errors="replace"), file=sys.stderr)
-        found = outcome(run, limit_mb, field, group, sampler, asked, idle, wall_s)
-        return replace(found, contained=podman), sampler
+    with field_without_worker(run.settings) as field, place(limit_mb, STRANDLINE) as (group, program):
+        worker = field.begin_worker("worker", said.children or children_for(run), program)
+        roots = [memory_trees.path_of(folder, kind) for kind in run.kinds]
+        # What a large thing deletes shall not be doubted.
+        values = {"deletion_limit": 100} if run.number else {}
+        names = [field.tenant(root=Path(os.fsdecode(root)), **values)[0] for root in roots]
+        for scan in range(1, run.scans + 1):
+            if scan > 1:
+                change(run, roots)
+            found, samples = scanned(run, field, group, worker, names, said)
+            if not fields.alive(worker.pid):
+                print(worker.stderr.content[-2000:].decode(errors="replace"), file=sys.stderr)
+            yield replace(found, limit_mb=limit_mb, contained=podman, scan=scan), samples
+
+
+def children_for(run: Run) -> int:
+    return CHILDREN_FOR_LARGE if run.number else CHILDREN
+
+
+def change(run: Run, roots: Sequence[bytes]) -> None:
+    """As the large thing says; then it ages."""
+    changing = LARGE[run.data].change
+    assert changing is not None
+    print(f"changing {run.kinds[0]}; letting it age", flush=True)
+    for root in roots:
+        changing(root, run.number)
+    time.sleep(AGED_S)
+
+
+def scanned(run: Run, field: Field, group: Group, worker: Running, names: Sequence[str],
+            said: argparse.Namespace) -> tuple[Outcome, Sequence[Sample]]:  # fmt: skip
+    """Scan all these tenants at once."""
+    group.write("memory.max_usage_in_bytes", 0)
+    with Sampler(group, told_by(field), said.every) as sampler:
+        time.sleep(IDLE_S)  # it has begun, and told of itself
+        idle = memory_group.used(group)
+        began = time.monotonic()
+        asked = [field.ask(name) for name in names]
+        wait_for(lambda: not fields.alive(worker.pid) or all_ended(field, asked), said.deadline)
+        wall_s = time.monotonic() - began
+        time.sleep(IDLE_S)  # what it keeps
+    return outcome(run, field, group, sampler.samples, asked, idle, wall_s), sampler.samples
 
 
 def told_by(field: Field) -> Callable[[], str]:
@@ -145,22 +194,32 @@ def wait_for(condition: Callable[[], bool], deadline_s: float) -> None:
         wait_until(condition, deadline_s, "the scans end")
 
 
-def outcome(run: Run, limit_mb: int, field: Field, group: Group, sampler: Sampler, asked: Sequence[str], idle: int,
+def outcome(run: Run, field: Field, group: Group, samples: Sequence[Sample], asked: Sequence[str], idle: int,
             wall_s: float) -> Outcome:  # fmt: skip
     """What the database, the samples and the kernel say."""
     documents = [field.document(scan_id) for scan_id in asked]
-    query = f"SELECT count(*) AS shards, sum(attempt) AS attempts, sum(deaths) AS deaths FROM {shards_table.name}"
-    [counts] = field.rows(query)
-    peak = max(sampler.samples, key=lambda sample: sample.used)
-    children = [sample.children for sample in sampler.samples]
+    peak = max(samples, key=lambda sample: sample.used)
+    children = [sample.children for sample in samples]
     states = {document["state"] for document in documents}
     return Outcome(
-        limit_mb, run.data, run.files, sum(document["hashed_bytes"] or 0 for document in documents), round(wall_s, 1),
-        ", ".join(sorted(states)), counts.shards, int(counts.attempts), int(counts.deaths), round(idle / MB, 1),
+        0, run.data, run.files, sum(document["hashed_bytes"] or 0 for document in documents), round(wall_s, 1),
+        ", ".join(sorted(states)), *shards_of(field), round(idle / MB, 1),
         round(peak.used, 1), round(int(group.read("memory.max_usage_in_bytes")) / MB, 1), peak.children,
         min(children), max(children), memory_group.oom_kills(group),
-        max((sample.level for sample in sampler.samples if sample.level), key=lambda name: Level[name], default=""),
+        max((sample.level for sample in samples if sample.level), key=lambda name: Level[name], default=""),
+        number=run.number,
+        changes=sum(document[kind] or 0 for document in documents for kind in Kind),
     )  # fmt: skip
+
+
+def shards_of(field: Field) -> tuple[int, int, int]:
+    """Of the last scans: how many shards they had, how often those were begun, and how often whoever did so died."""
+    query = (
+        f"SELECT count(*) AS shards, sum(attempt) AS attempts, sum(deaths) AS deaths FROM {shards_table.name} "
+        f"WHERE fence = (SELECT max(fence) FROM {shards_table.name})"
+    )
+    [counts] = field.rows(query)
+    return counts.shards, int(counts.attempts), int(counts.deaths)
 
 
 def draw(folder: Path) -> None:
@@ -176,8 +235,10 @@ def draw(folder: Path) -> None:
 
 def given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--limits", type=int, nargs="+", default=[1024, 256], help="MiB of the group")
-    parser.add_argument("--data", nargs="+", choices=["pdfs", "small", "sparse"], default=["pdfs", "small", "sparse"])
+    parser.add_argument("--limits", type=int, nargs="+", help="MiB of the group (1024 and 256; large things: 256)")
+    parser.add_argument("--data", nargs="+", choices=[*USUAL, "large", *LARGE], default=list(USUAL))
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the size of large things, for a try")
+    parser.add_argument("--children", type=int, help="of the worker (4; for large things 1)")
     parser.add_argument("--files", type=int, nargs="+", default=[memory_report.FEW, memory_report.MANY])
     parser.add_argument("--podman", action="store_true", help="then again in containers, where podman is there")
     parser.add_argument("--deadline", type=float, default=3600, help="seconds for one run")
@@ -193,12 +254,19 @@ def measured(said: argparse.Namespace, runs: Sequence[Run], folder: Path) -> Ite
     if said.podman and not podman:
         print("no containers: there is no podman (apt install podman runc)")
     for contains in [False, True] if said.podman and podman else [False]:
-        for limit_mb, run in itertools.product(said.limits, runs):
-            found, sampler = measure(run, limit_mb, folder, said, contains)
-            memory_report.write(said.into, found)
-            memory_samples.write(said.into / f"{found.name}.csv", memory_samples.thinned(sampler.samples, KEPT))
-            print(memory_report.table([found]).splitlines()[-1], flush=True)
-            yield found
+        for limit_mb, run in in_order(runs, said.limits):
+            for found, samples in measure(run, limit_mb, folder, said, contains):
+                memory_report.write(said.into, found)
+                memory_samples.write(said.into / f"{found.name}.csv", memory_samples.thinned(samples, KEPT))
+                print(memory_report.table([found]).splitlines()[-1], flush=True)
+                yield found
+
+
+def in_order(runs: Sequence[Run], limits_mb: Sequence[int] | None) -> list[tuple[int, Run]]:
+    """What to measure: limit by limit, each with all runs."""
+    wanted = {run: limits_mb or (LIMITS_FOR_LARGE_MB if run.number else LIMITS_MB) for run in runs}
+    each = dict.fromkeys(limit_mb for limits in wanted.values() for limit_mb in limits)
+    return [(limit_mb, run) for limit_mb in each for run in runs if limit_mb in wanted[run]]
 
 
 def all_hold(outcomes: Sequence[Outcome]) -> bool:
@@ -212,7 +280,7 @@ def all_hold(outcomes: Sequence[Outcome]) -> bool:
 
 def main() -> None:
     said = given()
-    held, runs = True, runs_of(said.data, said.files)
+    held, runs = True, runs_of(said.data, said.files, said.scale)
     if not said.draw:
         with made(runs) as folder:
             held = all_hold(list(measured(said, runs, folder)))

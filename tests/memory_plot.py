@@ -26,8 +26,11 @@ PROFILE = Settings.model_fields["memory_profile"].default
 
 
 def draw(folder: Path) -> Iterator[Path]:
-    """From all samples that lie there, beside them."""
-    for (limit_mb, contained), found in groupby(memory_report.read(folder), lambda one: (one.limit_mb, one.contained)):
+    """From all samples that lie there, beside them; large things in pictures of their own."""
+    outcomes = sorted(memory_report.read(folder), key=lambda one: one.number > 0)
+    for (large, limit_mb, contained), found in groupby(
+        outcomes, lambda one: (one.number > 0, one.limit_mb, one.contained)
+    ):
         outcomes = list(found)
         figure, axes = pyplot.subplots(len(outcomes), figsize=(10, 2.6 * len(outcomes)), squeeze=False)
         for one, of_one in zip(outcomes, axes[:, 0], strict=True):
@@ -35,7 +38,7 @@ def draw(folder: Path) -> Iterator[Path]:
         axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7, frameon=False)
         axes[-1, 0].set_xlabel("seconds")
         figure.tight_layout()
-        path = folder / f"{'container-' if contained else ''}{limit_mb}.png"
+        path = folder / f"{'container-' if contained else ''}{limit_mb}{'-large' if large else ''}.png"
         # What is equal is drawn equal, byte for byte: no date, no version.
         figure.savefig(path, dpi=80, metadata={"Software": None})
         pyplot.close(figure)
@@ -55,7 +58,7 @@ def _run(axes: Axes, outcome: Outcome, samples: Sequence[Sample]) -> None:
     _marks(axes, outcome.limit_mb)
     axes.set(xlim=(0, seconds[-1]), ylim=(0, outcome.limit_mb * 1.05), ylabel="MiB")
     what = (
-        f"{outcome.data}: {outcome.files:,} files in {outcome.limit_mb} MiB: {outcome.state} in {outcome.wall_s:.0f} s"
+        f"{outcome.what}: {outcome.files:,} files in {outcome.limit_mb} MiB: {outcome.state} in {outcome.wall_s:.0f} s"
     )
     axes.set_title(f"{what}, peak {outcome.peak_mb:.0f} MiB, {outcome.oom_kills} OOM kills", fontsize=9)
 

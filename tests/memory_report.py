@@ -3,18 +3,21 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
+
+from tests.memory_large import LARGE
 
 # Promised in a group of 1 GiB, in MiB of anonymous and shared memory.
 PDFS_PEAK_MB, PEAK_MB = 450, 600
-# How much more a million files may take than a hundred thousand.
+# How much more a million files may take than a hundred thousand, and of a large thing the larger than the smaller.
 FEW, MANY, GROWTH_MB = 100_000, 1_000_000, 20
 AMPLE_MB = 1024
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one first scan (or, for sparse, three at once) by a worker in a group of `limit_mb` MiB."""
+    """Of one scan (or, for sparse, of three at once) by a worker in a group of `limit_mb` MiB."""
 
     limit_mb: int
     data: str
@@ -34,15 +37,26 @@ class Outcome:
     oom_kills: int
     level: str  # the highest that the worker told
     contained: bool = False  # in a container, whose limit it is
+    number: int = 0  # the size of a large thing
+    scan: int = 1  # the first, or the second of the same tree
+    changes: int = 0  # that the scans found
 
     @property
     def name(self) -> str:
         """Of its files."""
-        return "-".join([*(["container"] if self.contained else []), str(self.limit_mb), self.data, str(self.files)])
+        parts = [self.limit_mb, self.data, self.number or self.files]
+        again = ["again"] if self.scan > 1 else []
+        return "-".join([*(["container"] if self.contained else []), *map(str, parts), *again])
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        size = f" {self.number:,}" if self.number else ""
+        return f"{self.data}{size}{', again' if self.scan > 1 else ''}"
 
 
-HEADINGS = ("limit", "data", "files", "hashed", "seconds", "state", "shards / attempts / deaths", "idle", "peak",
-            "charged", "children at peak (least–most)", "OOM kills", "highest level")  # fmt: skip
+HEADINGS = ("limit", "data", "files", "changes", "hashed", "seconds", "state", "shards / attempts / deaths", "idle",
+            "peak", "charged", "children at peak (least–most)", "OOM kills", "highest level")  # fmt: skip
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -53,7 +67,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def _row(one: Outcome) -> tuple[str, ...]:
     return (
-        f"{one.limit_mb}{' (container)' if one.contained else ''}", one.data, f"{one.files:,}",
+        f"{one.limit_mb}{' (container)' if one.contained else ''}", one.what, f"{one.files:,}", f"{one.changes:,}",
         f"{one.bytes / 1e6:,.0f} MB", f"{one.wall_s:.0f}", one.state, f"{one.shards} / {one.attempts} / {one.deaths}",
         f"{one.idle_mb:.0f}", f"{one.peak_mb:.0f}", f"{one.charged_mb:.0f}",
         f"{one.children_at_peak} ({one.children_least}–{one.children_most})", str(one.oom_kills), one.level,
@@ -75,7 +89,29 @@ def judged(outcomes: Sequence[Outcome]) -> list[tuple[bool, str]]:
         if limit_mb == AMPLE_MB and few is not None and many is not None:
             what = f"from {FEW:,} to {MANY:,} files the peak grows by {many - few:.0f} MB, less than {GROWTH_MB} MB"
             found.append((many - few < GROWTH_MB, what))
+    return found + _large(outcomes)
+
+
+def _large(outcomes: Sequence[Outcome]) -> list[tuple[bool, str]]:
+    """Of each large thing: was all of it found, and is the larger scanned in the memory of the smaller?"""
+    large = [one for one in outcomes if one.number]
+    found = []
+    for one in large:
+        expected = LARGE[one.data].changes(one.number, one.scan)
+        found.append((one.changes == expected, f"{one.name}: {one.changes:,} changes of {expected:,}"))
+    for _, same in groupby(sorted(large, key=_kind), _kind):
+        ordered = sorted(same, key=lambda one: one.number)
+        smaller, larger = ordered[0], ordered[-1]
+        if smaller is not larger:
+            growth = larger.peak_mb - smaller.peak_mb
+            what = f"{larger.name}: peak {growth:+.0f} MB beside {smaller.number:,}, at most {GROWTH_MB} MB more"
+            found.append((growth <= GROWTH_MB, what))
     return found
+
+
+def _kind(one: Outcome) -> tuple[int, bool, str, int]:
+    """What outcomes of different sizes of the same large thing have in common."""
+    return one.limit_mb, one.contained, one.data, one.scan
 
 
 def write(folder: Path, outcome: Outcome) -> None:
@@ -87,4 +123,7 @@ def write(folder: Path, outcome: Outcome) -> None:
 def read(folder: Path) -> list[Outcome]:
     """All that were written there, large limits first."""
     found = [Outcome(**json.loads(path.read_text())) for path in folder.glob("*.json")]
-    return sorted(found, key=lambda one: (one.contained, -one.limit_mb, one.data != "pdfs", one.data, one.files))
+    return sorted(
+        found,
+        key=lambda one: (one.contained, -one.limit_mb, one.data != "pdfs", one.data, one.files, one.number, one.scan),
+    )

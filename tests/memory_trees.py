@@ -1,6 +1,6 @@
 """The trees that `make bench-memory` scans, each made once and then only read.
 
-python -m tests.memory_trees FOLDER KIND…     (kinds: pdfs, small:1000000, sparse)
+python -m tests.memory_trees FOLDER KIND…     (kinds: pdfs, small:1000000, sparse, and those of tests.memory_large)
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests import trees
 from tests.field import large
+from tests.memory_large import LARGE
 
 # What the issue names: so many files, of which so many are PDFs of so many bytes in all.
 PDFS_FILES, PDFS, PDFS_BYTES = 2_621, 31, 80_000_000
@@ -27,6 +28,8 @@ def path_of(folder: Path, kind: str) -> bytes:
 def files_of(kind: str) -> int:
     """How many files it has."""
     name, _, number = kind.partition(":")
+    if name in LARGE:
+        return LARGE[name].files(int(number))
     return {"pdfs": PDFS_FILES, "sparse": 1}.get(name) or int(number)
 
 
@@ -41,6 +44,8 @@ def make(folder: Path, kind: str) -> None:
     elif name == "sparse":
         os.makedirs(root)
         large(root, b"sparse", SPARSE_BYTES)
+    elif name in LARGE:
+        LARGE[name].make(root, int(number))
     else:
         raise ValueError(f"no such kind of tree: {kind}")
 

@@ -1,5 +1,6 @@
 """What `make bench-memory` measures with, and how it judges."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import memory_group, memory_report, memory_samples
+from tests import memory_bench, memory_group, memory_report, memory_samples, memory_trees, trees
+from tests.memory_large import FILES_PER_FOLDER, LARGE
 from tests.memory_report import Outcome
 from tests.memory_samples import Sample, Sampler
 from tests.waiting import wait_until
@@ -27,6 +29,49 @@ def test_what_was_promised_is_judged() -> None:
     assert broken(replace(GOOD, peak_mb=600)) and not broken(replace(GOOD, limit_mb=256, peak_mb=600))
     [grown] = broken(GOOD, replace(GOOD, files=1_000_000, peak_mb=220))
     assert "grows by 20 MB" in grown
+
+
+def test_of_large_things_the_larger_is_judged_by_the_smaller() -> None:
+    few = replace(GOOD, limit_mb=256, data="deletions", number=5_000, changes=6_000)
+    many = replace(few, number=50_000, changes=51_000, peak_mb=220)
+    again = replace(many, scan=2, changes=50_000, peak_mb=300)
+
+    assert not broken(few, many, again)
+    [grown] = broken(few, replace(many, peak_mb=221), again)
+    assert "peak +21 MB" in grown
+    [lost] = broken(few, many, replace(again, changes=49_999))
+    assert "49,999 changes of 50,000" in lost
+    assert len({one.name for one in (few, many, again)}) == 3
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_thing_is_made_as_it_is_said(tmp_path: Path, name: str) -> None:
+    large, number = LARGE[name], FILES_PER_FOLDER if name == "changes" else 30
+    memory_trees.make(tmp_path, f"{name}:{number}")
+    root = memory_trees.path_of(tmp_path, f"{name}:{number}")
+    before = names_and_stamps(root)
+    assert len(before) == memory_trees.files_of(f"{name}:{number}") == large.changes(number, 1)
+    if large.change is not None:
+        large.change(root, number)
+        after = names_and_stamps(root)
+        assert len(before - after) == large.changes(number, 2)
+
+
+def names_and_stamps(root: bytes) -> set[tuple[bytes, int]]:
+    return {
+        (folder + b"/" + os.fsencode(one.name), one.stat(follow_symlinks=False).st_ctime_ns)
+        for folder, _, entries in trees.folders(root)
+        for one in entries
+        if one.is_file(follow_symlinks=False)
+    }
+
+
+def test_each_large_thing_is_measured_in_two_sizes_under_its_own_limit() -> None:
+    runs = memory_bench.runs_of(["small", "large"], [10], scale=0.01)
+
+    assert [run.number for run in runs if run.data == "names"] == [2_000, 20_000]
+    assert memory_bench.in_order(runs, None) == [(1024, runs[0]), (256, runs[0]), *((256, run) for run in runs[1:])]
+    assert memory_bench.in_order(runs[:2], [64]) == [(64, runs[0]), (64, runs[1])]
 
 
 def test_outcomes_and_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
