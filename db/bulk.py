@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table, Uuid
@@ -12,10 +12,11 @@ from sqlalchemy import Connection, Table, Uuid
 COPY_FROM_ROWS = 500
 
 
-def merge(connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]],
+def merge(connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[Iterable[Any]],
           on_conflict: str) -> None:  # fmt: skip
-    """Insert `rows` (tuples in the order of `columns`) into `table`; what happens to those that are there already
-    is said by `on_conflict`, the text of an ON CONFLICT clause. No two rows of one call may have the same key.
+    """Insert `rows` (values in the order of `columns`) into `table`; what happens to those that are there already
+    is said by `on_conflict`, the text of an ON CONFLICT clause. No two rows of one call may have the same key. What
+    a row makes of itself as it is read is not kept.
     """
     if not rows:
         return
@@ -25,11 +26,13 @@ def merge(connection: Connection, table: Table, columns: Sequence[str], rows: Se
         _merge_by_copy(connection, table, names, columns, rows, on_conflict)
         return
     marks = ", ".join(["?" if connection.dialect.name == "sqlite" else "%s"] * len(columns))
-    connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {on_conflict}", list(rows))
+    statement = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {on_conflict}"
+    for first in range(0, len(rows), COPY_FROM_ROWS):
+        connection.exec_driver_sql(statement, [tuple(row) for row in rows[first : first + COPY_FROM_ROWS]])
 
 
 def _merge_by_copy(connection: Connection, table: Table, names: str, columns: Sequence[str],
-                   rows: Sequence[tuple[Any, ...]], on_conflict: str) -> None:  # fmt: skip
+                   rows: Sequence[Iterable[Any]], on_conflict: str) -> None:  # fmt: skip
     stage = f"stage_{table.name}"
     connection.exec_driver_sql(
         f"CREATE TEMPORARY TABLE {stage} ON COMMIT DROP AS SELECT {names} FROM {table.name} WITH NO DATA"
@@ -42,13 +45,13 @@ def _merge_by_copy(connection: Connection, table: Table, names: str, columns: Se
     ):
         copy.set_types([_pg_type(table, column) for column in columns])
         for row in rows:
-            copy.write_row(row)
+            copy.write_row(tuple(row))
     connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {stage} {on_conflict}")
     connection.exec_driver_sql(f"DROP TABLE {stage}")
 
 
 def _with_ids_as_stored(connection: Connection, table: Table, columns: Sequence[str],
-                        rows: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:  # fmt: skip
+                        rows: Sequence[Iterable[Any]]) -> Sequence[Iterable[Any]]:  # fmt: skip
     """Rows go to the driver as they are: only the ids of scans, which are text with us, differ from what is stored."""
     places = {i for i, column in enumerate(columns) if isinstance(table.c[column].type, Uuid)}
     if not places:

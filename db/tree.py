@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ _FILE_CONFLICT = "ON CONFLICT (tenant_id, directory_id, name) DO UPDATE SET " + 
 class TreeBatch:
     """What one flush writes to the index: tuples ready for the driver, so that a first scan builds nothing twice."""
 
-    new_directories: list[list[Any]] = field(default_factory=list)  # in the order of NEW_DIRECTORY
+    new_directories: list[Iterable[Any]] = field(default_factory=list)  # in the order of NEW_DIRECTORY
     listed: list[tuple[Any, ...]] = field(
         default_factory=list
     )  # (fingerprint, files, bytes, fence, tenant, id, version)
@@ -111,7 +111,7 @@ def write(connection: Connection, batch: TreeBatch) -> None:
         batch.grown,
     )
     # No ON CONFLICT: the parent's version proves that its children are those that were compared.
-    merge(connection, directories, NEW_DIRECTORY, [tuple(row) for row in batch.new_directories], "")
+    merge(connection, directories, NEW_DIRECTORY, batch.new_directories, "")
     run_many(connection, "UPDATE directories SET mount = ? WHERE tenant_id = ? AND id = ?", batch.mounts)
     run_many(
         connection,

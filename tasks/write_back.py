@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,6 @@ from tasks.lease import Holder
 from tasks.memory.governor import Governor
 
 ERRORS_KEPT = 1_000
-# Places of the fields of a new directory's row that its own listing fills in (see tree.NEW_DIRECTORY).
-_FINGERPRINT, _FILES, _BYTES, _OWNER, _LISTED = (
-    tree.NEW_DIRECTORY.index(name) for name in ("fingerprint", "files", "bytes", "owner", "listed")
-)
 
 
 @dataclass(slots=True)
@@ -38,11 +34,36 @@ class Batch:
 
 
 @dataclass(slots=True)
+class Born:
+    """The row of a new directory. Its path is put together as it is written: all of a directory's are written at once,
+    and the path that they begin with may be long.
+    """
+
+    tenant_id: int
+    id: int
+    above: KnownDirectory
+    name: bytes
+    inode: int
+    fence: int
+    owner: int | None
+    fingerprint: bytes | None = None
+    files: int = 0
+    bytes: int = 0
+    listed: int | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """In the order of tree.NEW_DIRECTORY."""
+        path, hashed = join(self.above.path, self.name), None if self.above.ranges is None else name_hash(self.name)
+        yield from (self.tenant_id, self.id, self.above.id, self.name, path, tree.order_key(path), self.inode)
+        yield from (self.fingerprint, self.files, self.bytes, 1, self.fence, self.owner, self.listed, hashed)
+
+
+@dataclass(slots=True)
 class Todo:
     """A directory to list. One that was born in the batch that is not written yet has its row there."""
 
     known: KnownDirectory
-    row: list[Any] | None = None
+    row: Born | None = None
     batch: Batch | None = None
 
 
@@ -94,19 +115,17 @@ class WriteBack:
             batch.tree.found_children.append((inode, self._tenant_id, child))
         for name, inode in comparison.new_children:
             path, child = join(directory.path, name), self._ids.next()
-            key = tree.order_key(path)
-            row = [self._tenant_id, child, directory.id, name, path, key, inode, None, 0, 0, 1, self._fence,
-                   self._number, None, None if directory.ranges is None else name_hash(name)]  # fmt: skip
+            row = Born(self._tenant_id, child, directory, name, inode, self._fence, self._number)
             batch.tree.new_directories.append(row)
-            yield Todo(KnownDirectory(child, path, key, None, 1, None, self._fence), row, batch)
+            yield Todo(KnownDirectory(child, path, tree.order_key(path), None, 1, None, self._fence), row, batch)
 
     def directory(self, todo: Todo, fingerprint: bytes, whole: bool, files: int, size: int) -> None:
         """A directory as it was listed; its fingerprint only where nothing in it waits for another look."""
         found = (fingerprint if whole else None, files, size)
         if todo.row is not None and todo.batch is self._batch:
             row = todo.row
-            row[_FINGERPRINT], row[_FILES], row[_BYTES] = found
-            row[_OWNER], row[_LISTED] = None, self._fence
+            row.fingerprint, row.files, row.bytes = found
+            row.owner, row.listed = None, self._fence
         else:
             known = todo.known
             self._batch.tree.listed.append((*found, self._fence, self._tenant_id, known.id, known.version))
@@ -127,7 +146,7 @@ class WriteBack:
     def give_up(self, todo: Todo) -> None:
         """Nobody has to list this one any more in this scan."""
         if todo.row is not None and todo.batch is self._batch:
-            todo.row[_OWNER] = None
+            todo.row.owner = None
         elif todo.known.born == self._fence:
             self._batch.disowned.append(todo.known.id)
 
