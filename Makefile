@@ -75,7 +75,7 @@ bench-neighbours:  ## Measure what a tenant notices of a huge one, of slow and h
 	@exec .venv/bin/python -m tests.neighbours $(ARGS)
 
 .PHONY: bench-memory
-bench-memory:  ## Measure a worker's memory in a control group: ARGS="--limits 1024 256 --data pdfs small sparse --files 1000000"
+bench-memory:  ## Measure a worker's memory in a control group: ARGS="--limits 1024 256 --data pdfs small sparse large --files 1000000"
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.memory_bench $(ARGS)
 
