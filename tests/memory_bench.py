@@ -5,7 +5,8 @@ on, and it begins anew for each set of data. What is judged is anonymous and sha
 It ends with 1 where a promise does not hold. Needs root and control groups of version 1.
 
 `--data large` stands for all large things (tests.memory_large), each of which can be named, too. They are scanned by
-one child, so that what grows does not grow with the children, and in 256 MiB.
+one child, so that what grows does not grow with the children, and in 256 MiB. TMPDIR=/dev/shm spares the disk, whose
+inodes hardly fit into that: 2,000,000 names take 2 GB there, and are not charged to the worker.
 """
 
 import argparse
