@@ -69,9 +69,8 @@ class TreeBatch:
     """What one flush writes to the index: tuples ready for the driver, so that a first scan builds nothing twice."""
 
     new_directories: list[Iterable[Any]] = field(default_factory=list)  # in the order of NEW_DIRECTORY
-    listed: list[tuple[Any, ...]] = field(
-        default_factory=list
-    )  # (fingerprint, files, bytes, fence, tenant, id, version)
+    # (fingerprint, files, bytes, fence, tenant, id, version)
+    listed: list[tuple[Any, ...]] = field(default_factory=list)
     found_children: list[tuple[Any, ...]] = field(default_factory=list)  # (inode, tenant, id): seen again
     gone_children: list[tuple[Any, ...]] = field(default_factory=list)  # (fence, reason, tenant, id)
     files: list[tuple[Any, ...]] = field(default_factory=list)  # in the order of FILE
@@ -224,9 +223,8 @@ def disown(connection: Connection, tenant_id: int, ids: Sequence[int]) -> None:
 
 
 def hand_over(connection: Connection, tenant_id: int, fence: int, number: int, new_owners: Sequence[int]) -> None:
-    """Share out what shard `number` still owns among new shards, numbered one after the other, in contiguous pieces of
-    the depth-first order. In the database alone: a frontier may be larger than memory.
-    """
+    """Share what shard `number` still owns out among new ones, numbered in a row, in pieces of depth-first order."""
+    # In the database alone: a frontier may be larger than memory.
     d = directories.c
     piece = func.ntile(len(new_owners)).over(order_by=(d.order_key, d.id)).label("piece")
     pieces = select(d.id, piece).where(_owned(tenant_id, fence, number)).subquery()
