@@ -48,7 +48,7 @@ class Huge:
         known = todo.known
         while groups:
             pipeline.governor.check(pipeline.holder.check)
-            now, *groups = self._as_memory_allows(groups)
+            now, *groups = allowed(groups, pipeline.governor.entries, pipeline.governor.most_entries)
             self._settle(known, opened, now, now_ns)
             if groups and pipeline.budget.spent:
                 assert known.ranges is not None
@@ -77,12 +77,6 @@ class Huge:
         born = todo.known.born == pipeline.fence
         listed = {"directories": 1, "files": files, "bytes": size} if born else {}
         return grouped(differing, [one.entries for one in folds], pipeline.governor.entries), listed
-
-    def _as_memory_allows(self, groups: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """There may be less of it than there was when they were made."""
-        most = max(1, self._pipeline.governor.entries // self._range_entries)
-        now, later = groups[0][:most], groups[0][most:]
-        return [now, *([later] if later else ()), *groups[1:]]
 
     def _fold(self, todo: Todo, opened: Opened) -> tuple[list[Fold], dict[int, KnownRange]]:
         if todo.known.ranges is None:
@@ -149,3 +143,12 @@ def grouped(numbers: Sequence[int], entries: Sequence[int], limit: int) -> list[
             total = entries[number]
         groups[-1].append(number)
     return groups
+
+
+def allowed(groups: Sequence[Sequence[int]], entries: int, most_entries: int) -> list[Sequence[int]]:
+    """The same ranges, of the first group no more than memory allows: `entries` now, of `most_entries` where there is
+    plenty, which is what a group has at most.
+    """
+    most = max(1, len(groups[0]) * entries // most_entries)
+    now, later = groups[0][:most], groups[0][most:]
+    return [now, *([later] if later else ()), *groups[1:]]

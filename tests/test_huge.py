@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.types import HASHES, name_hash, number_of
-from tasks.huge import grouped, ranges_for
+from tasks.huge import allowed, grouped, ranges_for
 from tests.command import Command, each_change_once
 from tests.trees import Dir, File, Symlink, apply_feed, build, listing
 
@@ -42,6 +42,17 @@ def test_groups_hold_all_ranges_in_order_and_no_more_entries_than_fit(entries: l
 
     assert [number for group in groups for number in group] == list(range(len(entries)))
     assert all(len(group) == 1 or sum(entries[number] for number in group) <= limit for group in groups)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1), min_size=1), st.integers(1, 60), st.just(60))
+def test_where_memory_is_short_a_group_is_taken_in_parts(groups: list[list[int]], entries: int, most: int) -> None:
+    first, *others = allowed(groups, entries, most)
+
+    assert [number for group in (first, *others) for number in group] == [
+        number for group in groups for number in group
+    ]
+    assert first and (len(first) == 1 or len(first) <= len(groups[0]) * entries / most)
+    assert entries < most or first == groups[0]
 
 
 @pytest.fixture(scope="module", params=["one shard", "many shards"])

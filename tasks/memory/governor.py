@@ -49,7 +49,8 @@ class Governor:
         self._bloated = False
         self._left_s = PAUSE_S
         self._rows = Bound(LEAST_ROWS, MOST_ROWS, ROW_BYTES)
-        self._entries = Bound(settings.huge_entries, GROUP * settings.huge_entries, ENTRY_BYTES)
+        self.most_entries = GROUP * settings.huge_entries
+        self._entries = Bound(settings.huge_entries, self.most_entries, ENTRY_BYTES)
 
     def begin(self) -> None:
         """Another shard begins."""
