@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from db import postgresql, shards
 from db.engine import reading
@@ -101,17 +101,18 @@ def _forget(it: World) -> None:
 def test_who_is_stopped_within_a_flush_has_written_nothing_of_it(
     changed: Callable[[], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = postgresql._BEGIN.replace(f"'{postgresql.IDLE_IN_TRANSACTION_TIMEOUT_S}s'", "'2s'")
-    monkeypatch.setattr(postgresql, "_BEGIN", quick)
     it = changed()
     scan_id = it.start()
     [shard, *_] = in_process.ready(it.engine)
     inside, wake = threading.Event(), threading.Event()
     real = shards.flush
 
-    def stopping(*args: Any, **more: Any) -> int:
-        first = real(*args, **more)
+    def stopping(connection: Connection, *args: Any, **more: Any) -> int:
+        first = real(connection, *args, **more)
         if threading.current_thread().name == "zombie":
+            patience = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar_one()
+            assert patience == f"{postgresql.IDLE_IN_TRANSACTION_TIMEOUT_S}s"
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '1s'")
             inside.set()
             assert wake.wait(60)
         return first
