@@ -10,6 +10,7 @@ from billiard.process import BaseProcess
 from celery.concurrency import asynpool
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
+from tasks.memory.board import CHILDREN, Board
 from tasks.memory.pool import Children
 
 # What Children uses that celery and billiard promise to nobody.
@@ -121,3 +122,13 @@ def test_celery_and_billiard_are_as_we_know_them() -> None:
     assert not OF_A_POOL - set(dir(pool))
     assert {"_write_to", "_scheduled_for", "worker_pids"} <= set(dir(ApplyResult))
     assert "terminate_controlled" in dir(BaseProcess)
+
+
+def test_a_child_beyond_the_page_is_never_asked_and_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, asked = Board(), {}
+    board.ask({3, CHILDREN + 1})
+    for index in (2, 3, CHILDREN, CHILDREN + 1):
+        monkeypatch.setattr("tasks.memory.board.current_process", lambda index=index: SimpleNamespace(index=index))
+        asked[index] = board.asked()
+
+    assert asked == {2: False, 3: True, CHILDREN: False, CHILDREN + 1: False}

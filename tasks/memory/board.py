@@ -6,7 +6,8 @@ import mmap
 
 from billiard.process import current_process
 
-# As many children as a worker may have.
+# As many children as a worker may have by our settings; `celery control autoscale` knows no bound, and those beyond are
+# never asked.
 CHILDREN = 256
 
 
@@ -22,4 +23,5 @@ class Board:
 
     def asked(self) -> bool:
         """Is this child asked?"""
-        return self._page[getattr(current_process(), "index", 0)] != 0
+        index = getattr(current_process(), "index", 0)
+        return index < CHILDREN and self._page[index] != 0
