@@ -79,6 +79,11 @@ bench-memory:  ## Measure a worker's memory in a control group: ARGS="--limits 1
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.memory_bench $(ARGS)
 
+.PHONY: bench-governor
+bench-governor:  ## Measure what the memory governor costs, on against off: ARGS="--rounds 12"
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.governor_bench $(ARGS)
+
 .PHONY: replay
 replay:  ## Follow real projects from release to release: ARGS="--package flask --sdist" (needs rsync, git, a package index)
 	@.ci/venv requirements-test.lock
