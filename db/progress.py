@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, case, func, null, select
 
 from db.clock import clock, now
 from db.tables import said, scans, shards, tenants
-from db.types import ScanState, ShardState
+from db.types import ScanState, ShardState, Strategy
 
 # What is counted of a shard while it is worked on.
 COUNTED = ("directories", "files", "bytes", "hashed_files", "hashed_bytes")
@@ -26,7 +26,7 @@ class Running(NamedTuple):
     strategy: str
     started_at: datetime
     age_s: float
-    expected_files: int | None  # of the tenant's last complete scan
+    expected_files: int | None  # of the tenant's last complete scan; none where this one is of a part
 
 
 class Shards(NamedTuple):
@@ -60,7 +60,11 @@ def running(connection: Connection, limit: int, scan_id: str | None = None) -> S
         query = query.where(scans.c.id == scan_id)
     found = connection.execute(query).all()
     moment = now(connection) if found else None
-    return [Running(*row[:6], max(0.0, (moment - row.started_at).total_seconds()), row[6]) for row in found if moment]
+    return [
+        Running(*row[:6], max(0.0, (moment - row.started_at).total_seconds()),
+                row.watermark_files if row.strategy != Strategy.PATHS else None)
+        for row in found if moment
+    ]  # fmt: skip
 
 
 def shards_of(connection: Connection, scan_ids: Sequence[str]) -> Sequence[Shards]:

@@ -19,11 +19,13 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
+from db import named
 from db.clock import clock
 from db.tables import changes, directories, said, scan_errors, scans, shards, tenants, vanished
 from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
@@ -41,6 +43,7 @@ class Scan:
     trigger: str
     full: bool
     verify: bool
+    paths: str | None
     confirms: int | None
     state: str
     verdict: str | None
@@ -123,44 +126,58 @@ def running_of(connection: Connection, tenant_id: int) -> Scan | None:
 
 
 def request_scheduled(connection: Connection, tenant_ids: Sequence[int]) -> None:
-    """Ask for a scan of each by the schedule, where none is queued: one that is will do."""
+    """Ask for a scan of each by the schedule, where none is queued: one that is will do, of the whole tree."""
     if tenant_ids:
         insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        c = scans.c
         connection.execute(
-            insert_into(scans).values(requested_at=clock()).on_conflict_do_nothing(),
+            insert_into(scans).values(requested_at=clock()).on_conflict_do_update(
+                index_elements=[c.tenant_id], index_where=text("state = 'queued'"), set_={"paths": None},
+                where=c.paths.is_not(None),
+            ),
             [{"id": new_scan_id(), "tenant_id": tenant_id, "trigger": Trigger.SCHEDULE, "state": ScanState.QUEUED}
              for tenant_id in tenant_ids],
         )  # fmt: skip
 
 
 def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: bool = False, verify: bool = False,
-            confirms: int | None = None) -> tuple[Scan, bool]:  # fmt: skip
-    """Ask for a scan: the tenant's queued one, widened, or a new one. Returns it, and whether it is new.
+            confirms: int | None = None, paths: Sequence[bytes] = ()) -> tuple[Scan, bool]:  # fmt: skip
+    """Ask for a scan: the tenant's queued one, widened, or a new one. Returns it, and whether it is new. `paths`: only
+    these, relative to the root, with all below them.
 
     A running scan is never joined: what it has passed already would be missed.
     """
-    confirmed = scans.c.confirms
+    confirmed, wanted = scans.c.confirms, named.dump(paths) if paths and not verify and confirms is None else None
     wider = {} if confirms is None else {"confirms": case((confirmed > confirms, confirmed), else_=confirms)}
     for _ in range(2):
         queued = connection.execute(
             update(scans)
             .where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.QUEUED)
             .values(full=scans.c.full | full, verify=scans.c.verify | verify, **wider)
-            .returning(scans.c.id)
-        ).scalar()  # fmt: skip
+            .returning(scans.c.id, scans.c.paths)
+        ).first()  # fmt: skip
         if queued is not None:
-            return _must(get(connection, queued)), False
+            _widen(connection, queued.id, queued.paths, wanted)
+            return _must(get(connection, queued.id)), False
         scan_id = new_scan_id()
         try:
             with connection.begin_nested():
                 connection.execute(
                     insert(scans).values(id=scan_id, tenant_id=tenant_id, trigger=trigger, full=full, verify=verify,
-                                         confirms=confirms, state=ScanState.QUEUED, requested_at=clock())
+                                         confirms=confirms, paths=wanted, state=ScanState.QUEUED,
+                                         requested_at=clock())
                 )  # fmt: skip
             return _must(get(connection, scan_id)), True
         except IntegrityError:
             continue  # somebody else queued one between the two statements: join it
     raise UsageError(f"no scan could be queued for tenant {tenant_id}: was it removed just now?")
+
+
+def _widen(connection: Connection, scan_id: str, paths: str | None, others: str | None) -> None:
+    """The queued scan, whose row the caller has locked, is of these paths as well."""
+    wider = named.widened(paths, others)
+    if wider != paths:
+        connection.execute(update(scans).where(scans.c.id == scan_id).values(paths=wider))
 
 
 def _must(scan: Scan | None) -> Scan:

@@ -101,6 +101,7 @@ scans = Table(
     Column("trigger", String(16), nullable=False),
     Column("full", Boolean, nullable=False, server_default=text("false")),  # asked for: trust no fingerprint
     Column("verify", Boolean, nullable=False, server_default=text("false")),  # asked for: hash what is equal, too
+    Column("paths", Text),  # asked for: only these, see named.py; none: the whole tree
     Column("confirms", BigInteger),  # asked for: what was gone by this fence may go, however much it is
     Column("state", String(16), nullable=False),
     Column("verdict", String(16)),  # finish's decision on deletions, stored before it is applied: delete | keep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -199,6 +199,14 @@ def range_page(connection: Connection, tenant_id: int, fence: int, after: Place 
         query = query.where(place <= tuple_(to.key, to.id))
     query = query.order_by(d.order_key, d.id).limit(limit)
     return [KnownDirectory._make(row) for row in connection.execute(query)]
+
+
+def known_among(connection: Connection, tenant_id: int, fence: int, paths: Collection[bytes]) -> list[KnownDirectory]:
+    """Those of these paths that are directories known before this fence."""
+    d = directories.c
+    query = select(*_KNOWN).where(d.tenant_id == tenant_id, d.born < fence, d.order_key.in_(set(map(order_key, paths))))
+    found = [KnownDirectory._make(row) for row in connection.execute(query)]
+    return [known for known in found if known.path in paths]  # a long path's key is another's, too
 
 
 def _owned(tenant_id: int, fence: int, number: int) -> ColumnElement[bool]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from db import changes, scans
+from db import changes, named, scans
 from db.changes import Change
 from db.progress import Running
 from db.quarantine import Quarantined
@@ -88,6 +89,7 @@ def scan_document(connection: Connection, scan: Scan, tenant: str) -> dict[str, 
         "strategy": scan.strategy,
         "reason": scan.reason,
         "trigger": scan.trigger,
+        **_asked_for(named.load(scan.paths)),
         "state": scan.state,
         "error": scan.error,
         "requested_at": timestamp(scan.requested_at),
@@ -104,6 +106,12 @@ def scan_document(connection: Connection, scan: Scan, tenant: str) -> dict[str, 
         "peak_memory_bytes": scan.peak_memory_bytes,
         "cursor": cursor,
     }
+
+
+def _asked_for(paths: Sequence[bytes]) -> dict[str, Any]:
+    if not paths:
+        return {}
+    return {"paths": [text_of("path", path) for path in paths[:LISTED_ERRORS]], "paths_total": len(paths)}
 
 
 def running_document(running: Running, progress: Progress) -> dict[str, Any]:

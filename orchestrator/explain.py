@@ -13,6 +13,7 @@ from db.scans import LEFT_OUT, QUARANTINE
 from db.tenants import Tenant
 from db.types import FileType, Unsettled
 from orchestrator.documents import text_of
+from orchestrator.roots import below
 from tasks.core.breaker import Covers, Entries, Key, ancestors
 from tasks.core.compare import TAKEN_OVER
 from tasks.core.filesystem import Ignored, Missing, OtherMount, Shadowed, Unreadable, kind_of
@@ -35,7 +36,7 @@ def explain(connection: Connection, tenant: Tenant, path: bytes, failing: Entrie
     """One word (`status`) and a sentence for a path, relative to the root or absolute. `failing`: the breaker's entries
     at the time `now`, where they are known.
     """
-    relative = _below(tenant.root, path)
+    relative = below(tenant.root, path)
     if relative is None:
         root = os.fsdecode(tenant.root)
         return _told(tenant, path, "outside", f"it is not under the tenant's root, {root!r}, and is never looked at")
@@ -50,13 +51,6 @@ def explain(connection: Connection, tenant: Tenant, path: bytes, failing: Entrie
 
 def _told(tenant: Tenant, path: bytes, status: str, sentence: str) -> dict[str, Any]:
     return {"tenant": tenant.name, **text_of("path", path), "status": status, "explanation": sentence}
-
-
-def _below(root: bytes, path: bytes) -> bytes | None:
-    full = os.path.normpath(os.path.join(root, path))
-    if full == root:
-        return b""
-    return full[len(root) + 1 :] if full.startswith(root + b"/") else None
 
 
 def _status(connection: Connection, tenant: Tenant, path: bytes) -> tuple[str, str]:

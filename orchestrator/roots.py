@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 
 from db.types import UsageError
 from tasks.core.filesystem import explain
@@ -36,6 +37,27 @@ def checked_root(path: bytes, settings: Settings) -> bytes:
         raise UsageError("root '/' is the whole machine; give a folder below it")
     _require_allowed(real, shown, settings)
     return real
+
+
+def below(root: bytes, path: bytes) -> bytes | None:
+    """A path, absolute or relative to the root, as one relative to it; None where it is not below the root. Nothing is
+    looked at.
+    """
+    full = os.path.normpath(os.path.join(root, path))
+    if full == root:
+        return b""
+    return full[len(root) + 1 :] if full.startswith(root + b"/") else None
+
+
+def named_paths(root: bytes, paths: Iterable[bytes]) -> list[bytes]:
+    """The paths of a tenant that a scan is asked for, relative to its root. Raises UsageError."""
+    found = []
+    for path in paths:
+        relative = None if b"\0" in path else below(root, path)
+        if relative is None:
+            raise UsageError(f"path {os.fsdecode(path)!r} is not below the tenant's root {os.fsdecode(root)!r}")
+        found.append(relative)
+    return found
 
 
 def _require_allowed(root: bytes, shown: str, settings: Settings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import redis
@@ -63,9 +63,13 @@ class Session:
             ignore=own_patterns(root, self._settings),
         )  # fmt: skip
 
-    def ask(self, tenant: Tenant, *, full: bool = False, verify: bool = False) -> str:
-        """Request a scan, start it where none is running, send its first shards; its id."""
-        scan, _ = write(self.engine, scans.request, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify)
+    def ask(self, tenant: Tenant, *, full: bool = False, verify: bool = False, paths: Sequence[bytes] = ()) -> str:
+        """Request a scan (of `paths`, relative to the root, alone), start it where none is running, send its first
+        shards; its id.
+        """
+        scan, _ = write(
+            self.engine, scans.request, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify, paths=paths
+        )
         self.tick()
         return scan.id
 

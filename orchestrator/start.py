@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from db import clock, scans, shards, tenants, tree
+from db import clock, named, scans, shards, tenants, tree
 from db.engine import reading, write
 from db.scans import Beginning, Scan
 from db.tenants import Tenant
@@ -39,10 +39,12 @@ def choose(scan: Scan, tenant: Tenant, has_directories: bool) -> tuple[Strategy,
         return Strategy.FULL_DELETIONS, f"confirmed: what was gone by scan number {scan.confirms}"
     if scan.verify:
         return Strategy.VERIFY, "asked for"
-    if scan.full:
+    if scan.full and scan.paths is None:
         return Strategy.FULL_FORCED, "asked for"
     if tenant.watermark_fence is None:
         return Strategy.FULL_FALLBACK, "no scan was ever complete"
+    if scan.paths is not None:
+        return Strategy.PATHS, f"paths asked for: {len(named.load(scan.paths))}"
     return Strategy.INCREMENTAL, "watermark valid"
 
 
@@ -86,18 +88,23 @@ def _start(connection: Connection, tenant_ids: Sequence[int], known: Mapping[int
     unknown = [scan.tenant_id for scan in startable if scan.tenant_id not in known]
     known = {**known, **_known(connection, unknown, settings.shard_entries)}
     begun = [replace(scan, fence=fences[scan.tenant_id]) for scan in startable]
-    scans.set_running(
-        connection, [_beginning(scan, free[scan.tenant_id], known.get(scan.tenant_id), now, settings) for scan in begun]
-    )
+    beginnings = [_beginning(scan, free[scan.tenant_id], known.get(scan.tenant_id), now, settings) for scan in begun]
+    scans.set_running(connection, beginnings)
     tree.add_roots(connection, {id_: fence for id_, fence in fences.items() if id_ not in known})
-    shards.add_first(connection, [(scan, _queue(scan), _frontiers(known.get(scan.tenant_id))) for scan in begun])
+    shards.add_first(
+        connection,
+        [(scan, _queue(scan), _frontiers(scan, beginning.strategy, known.get(scan.tenant_id)))
+         for scan, beginning in zip(begun, beginnings, strict=True)],
+    )  # fmt: skip
     return len(begun)
 
 
 def _beginning(scan: Scan, tenant: Tenant, known: Known | None, now: datetime, settings: Settings) -> Beginning:
     strategy, reason = choose(scan, tenant, known is not None)
-    verified = share(tenant, now, known.bytes if known is not None else 0, settings)
     assert scan.fence is not None
+    if strategy == Strategy.PATHS:
+        return Beginning(scan.id, scan.fence, strategy, reason)
+    verified = share(tenant, now, known.bytes if known is not None else 0, settings)
     return Beginning(scan.id, scan.fence, strategy, reason, verified)
 
 
@@ -105,5 +112,7 @@ def _queue(scan: Scan) -> str:
     return INTERACTIVE if scan.trigger == Trigger.REQUEST else BULK
 
 
-def _frontiers(known: Known | None) -> Sequence[str]:
+def _frontiers(scan: Scan, strategy: Strategy, known: Known | None) -> Sequence[str]:
+    if strategy == Strategy.PATHS:
+        return [Frontier(paths=named.load(scan.paths)).dump()]
     return _FIRST if known is None else known.frontiers

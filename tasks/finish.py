@@ -13,7 +13,7 @@ from db import losses, scans, shards, tenants
 from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
-from db.types import HASHES, Exhausted, LeaseLost, ScanState
+from db.types import HASHES, Exhausted, LeaseLost, ScanState, Strategy
 from tasks.app import Runtime, nudge
 from tasks.careful import when_stalled
 from tasks.core import filesystem
@@ -141,7 +141,8 @@ def _published(connection: Connection, lease: shards.Lease, tenant: Tenant, plac
     scans.publish(connection, scan, state)
     ended = scans.get(connection, scan.id)
     assert ended is not None
-    if state in (ScanState.SUCCEEDED, ScanState.PARTIAL) and not shards.any_not_done(connection, scan.id):
+    ended_well = state in (ScanState.SUCCEEDED, ScanState.PARTIAL) and not shards.any_not_done(connection, scan.id)
+    if ended_well and scan.strategy != Strategy.PATHS:  # of a part of the tree nothing follows for the whole
         tenants.move_watermark(
             connection, tenant.id, fence=scan.fence, started_at=scan.started_at, files=ended.files
         )  # fmt: skip

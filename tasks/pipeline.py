@@ -13,6 +13,7 @@ from db.scans import Scan
 from db.tenants import Tenant
 from db.tree import Hashes
 from db.types import HASHES, Gone, KnownChild, KnownDirectory, KnownFile, Place, Strategy, Unsettled
+from tasks import named
 from tasks.budget import Budget
 from tasks.core import filesystem
 from tasks.core.compare import (
@@ -83,7 +84,7 @@ class Pipeline:
         self.tenant, self.fence = tenant, scan.fence
         self._scan, self._root, self._clock_ns = scan, root, clock_ns
         self._huge_entries = huge_entries
-        self.trusting = scan.strategy == Strategy.INCREMENTAL
+        self.trusting = scan.strategy in (Strategy.INCREMENTAL, Strategy.PATHS) and not scan.full
         self.place = place_of(root)
         self._policy = Policy(tenant.algorithm, tenant.large_file, tenant.large_file_bytes)
         self._compared_by: dict[int, tuple[Profile, Seed]] = {}
@@ -105,29 +106,33 @@ class Pipeline:
 
     # What to walk
 
-    def run(self, frontier: Frontier) -> Frontier:
-        """Walk until all is done or the budget is spent. What is left is the returned frontier, `pieces`, and what the
+    def run(self, frontier: Frontier) -> list[Frontier]:
+        """Walk until all is done or the budget is spent. What is left is the returned frontiers, `pieces`, and what the
         shard still owns. Raises LeaseLost, StaleDirectory.
         """
+        rest: list[Frontier] = []
         if frontier.piece is not None:
             self._carry_on(frontier.piece)
-            frontier = Frontier()
-        if frontier.ranged:
-            frontier = self._walk_range(frontier)
+        elif frontier.paths:
+            rest = named.walk(self, frontier.paths)
+        elif frontier.ranged:
+            left = self.walk_range(frontier)
+            rest = [left] if left.ranged else []
         self._walk_owned()
         self.write.flush()
         self._tell()
         self._gate.tell()
-        return frontier
+        return rest
 
     def _carry_on(self, piece: Piece) -> None:
         with reading(self.engine) as connection:
             known = tree.known_directory(connection, self.tenant.id, piece.directory_id)
         if known is not None:
-            self._visit(Todo(known), piece)
-            self._drain()
+            self.visit(Todo(known), piece)
+            self.drain()
 
-    def _walk_range(self, frontier: Frontier) -> Frontier:
+    def walk_range(self, frontier: Frontier) -> Frontier:
+        """Walk the directories of a range that are known; what is left of it, or nothing."""
         after = frontier.after
         while True:
             with reading(self.engine) as connection:
@@ -135,8 +140,8 @@ class Pipeline:
             for known in page:
                 if self.budget.spent:
                     return Frontier(True, after, frontier.to)
-                self._visit(Todo(known))
-                self._drain()
+                self.visit(Todo(known))
+                self.drain()
                 after = Place(known.key, known.id)
             if len(page) < PAGE:
                 return Frontier()
@@ -149,16 +154,18 @@ class Pipeline:
             if not page:
                 return
             self._stack = [Todo(known) for known in reversed(page)]
-            self._drain()
+            self.drain()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """List what is new in what was visited."""
         while self._stack and not self.budget.spent:
-            self._visit(self._stack.pop())
+            self.visit(self._stack.pop())
         self._stack.clear()  # each of them is a row that this shard owns
 
     # One directory
 
-    def _visit(self, todo: Todo, piece: Piece | None = None) -> None:
+    def visit(self, todo: Todo, piece: Piece | None = None) -> None:
+        """List one directory (or a piece of a huge one), compare it, and put what differs into the batch."""
         self.budget.begun = True
         self.governor.check(self.holder.check)
         known = todo.known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+from collections.abc import Sequence
 
 from celery import current_app, shared_task
 from sqlalchemy import Connection
@@ -122,7 +123,9 @@ def rule_sources(tenant: Tenant) -> RuleSources:
     return RuleSources(Rules().below(own), (GIT_RULE_FILE, RULE_FILE) if tenant.gitignore else (RULE_FILE,))
 
 
-def _complete(connection: Connection, lease: shards.Lease, pipeline: Pipeline, rest: Frontier, lease_s: float) -> None:
+def _complete(
+    connection: Connection, lease: shards.Lease, pipeline: Pipeline, rest: Sequence[Frontier], lease_s: float
+) -> None:
     """Done: the rest becomes new shards, and the finish ready if this was the last, in one transaction."""
     scan = scans.lock(connection, lease.scan_id)
     if scan is None:
@@ -136,8 +139,7 @@ def _complete(connection: Connection, lease: shards.Lease, pipeline: Pipeline, r
         pieces = [Frontier().dump()] * min(left, FAN_OUT)
         numbers = shards.add(connection, scan, pieces, lease.queue)
         tree.hand_over(connection, lease.tenant_id, lease.fence, lease.number, numbers)
-    if rest.ranged:
-        shards.add(connection, scan, [rest.dump()], lease.queue)
+    shards.add(connection, scan, [frontier.dump() for frontier in rest], lease.queue)
     shards.complete(
         connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
         directories_unchanged=pipeline.directories_unchanged, other=pipeline.other, **pipeline.walked,

@@ -25,7 +25,7 @@ from orchestrator.cli.common import (
 )
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.documents import scan_document
-from orchestrator.roots import checked_root
+from orchestrator.roots import checked_root, named_paths
 from orchestrator.session import Session
 from orchestrator.stack.embedded import default_workers, joined, running_stack
 from orchestrator.stack.state import Running, StateFolder
@@ -72,22 +72,30 @@ def scan(path: str, name: str | None, full: bool, verify: bool, algorithm: str |
 
 @click.command()
 @click.argument("name")
+@click.option(
+    "--path", "paths", multiple=True, metavar="SUB", help="Only this path below the root; may be given again."
+)
 @click.option("--full", is_flag=True, help="Trust no fingerprint: compare every row.")
-@click.option("--verify", is_flag=True, help="Trust no stat: read every file again.")
+@click.option("--verify", is_flag=True, help="Trust no stat: read every file again, of the whole tree.")
 @click.option("--wait", is_flag=True, help="Return when the scan has ended.")
 @state_option
 @json_option
-def enqueue(name: str, full: bool, verify: bool, wait: bool, state: str | None, as_json: bool) -> None:
+def enqueue(
+    name: str, paths: tuple[str, ...], full: bool, verify: bool, wait: bool, state: str | None, as_json: bool
+) -> None:
     """Ask the running cluster for a scan of tenant NAME.
 
     \b
-    Example: strandline enqueue notes --wait
+    Example: strandline enqueue notes --path letters/draft.md --wait
     """
+    if paths and verify:
+        raise UsageError("--path and --verify exclude each other: give one of them")
 
     def ask(talking: Session) -> str:
         with reading(talking.engine) as connection:
             tenant = tenants.get(connection, name)
-        return talking.ask(tenant, full=full, verify=verify)
+        named = named_paths(tenant.root, map(path_bytes, paths))
+        return talking.ask(tenant, full=full, verify=verify, paths=named)
 
     settings = settings_of(state)
     if wait:
