@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from db import named
+from db import named, webhooks
 from db.clock import clock
 from db.tables import changes, directories, said, scan_errors, scans, shards, tenants, vanished
 from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
@@ -242,7 +242,10 @@ def cancel_queued(connection: Connection, scan_id: str) -> bool:
         .where(scans.c.id == scan_id, scans.c.state == ScanState.QUEUED)
         .values(state=ScanState.CANCELLED, finished_at=clock())
     )
-    return connection.execute(query).rowcount == 1
+    tenant_id = connection.execute(query.returning(scans.c.tenant_id)).scalar()
+    if tenant_id is not None:
+        webhooks.scan_ended(connection, tenant_id, scan_id)
+    return tenant_id is not None
 
 
 def store_verdict(connection: Connection, scan_id: str, verdict: str, doubt: str | None = None) -> None:
@@ -300,6 +303,7 @@ def publish(connection: Connection, scan: Scan, state: ScanState) -> None:
     if state == ScanState.SUSPECT:
         error = f"{scan.doubt}; nothing was deleted. If that is right: strandline confirm {scan.id}"
     connection.execute(query.values(state=state, error=error, finished_at=clock(), **values))
+    webhooks.scan_ended(connection, scan.tenant_id, scan.id)
 
 
 def _index_totals(connection: Connection, scan: Scan) -> dict[str, int]:

@@ -344,6 +344,30 @@ losses = Table(
     sqlite_with_rowid=False,
 )
 
+# Where the ended scans of a tenant are told, and the secret with which that is signed.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("tenant_id", BigInteger, ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("secret", String(100), nullable=False),
+)
+
+# A scan that has ended and that a webhook is still to be told of; of each tenant, in the order of the numbers.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("n", Serial, primary_key=True, autoincrement=True),
+    Column("tenant_id", BigInteger, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
+    Column("scan_id", Uuid(as_uuid=False), ForeignKey("scans.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("since", Instant, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("next_at", Instant, nullable=False),  # then it is tried
+    Column("claimed_until", Instant),  # until then somebody is at it
+    Index("ix_deliveries_tenant", "tenant_id", "n"),
+    Index("ix_deliveries_due", "next_at"),
+)
+
 # A tenant that was removed and of whom rows are left in the tables that go by its id.
 removals = Table(
     "removals",

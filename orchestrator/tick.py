@@ -16,6 +16,7 @@ from orchestrator.reaper import reap
 from orchestrator.refill import refill
 from orchestrator.schedule import next_slot
 from orchestrator.start import STARTED_AT_ONCE, start_queued
+from orchestrator.webhooks import send_due
 from tasks.app import App, Runtime
 from tasks.redis import breaker
 from tasks.settings import Settings
@@ -40,6 +41,7 @@ def tick(app: App, engine: Engine, settings: Settings) -> int:
     if reaping:
         reap(engine)
     sent = dispatch(app, engine, settings)
+    send_due(app, engine)
     if reaping:
         removal.go_on(engine)
     return sent

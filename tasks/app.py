@@ -101,7 +101,7 @@ def make_app(settings: Settings) -> App:
     app = App("strandline", broker=address.broker_url, amqp=transport.Messaging, set_as_current=True)
     app.runtime = Runtime(settings)
     app.conf.update(
-        include=("tasks.scan_shard", "tasks.finish", "orchestrator.control"),
+        include=("tasks.scan_shard", "tasks.finish", "orchestrator.control", "orchestrator.webhooks"),
         task_serializer="json",
         accept_content=["json"],
         result_backend=None,

@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     verify_days: float = Field(30.0, gt=0, description="days within which each file is read again, changed or not")
     verify_days_untrusted: float = Field(7.0, gt=0, description="the same where stat does not show every change")
     verify_bytes: int = Field(10 << 30, ge=1, description="bytes that one scan reads again at most, on schedule")
+    webhook_private: bool = Field(
+        False, description="true: webhooks may be at addresses that are not public (of this machine, of its network)"
+    )
     tick_s: float = Field(2.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
     @classmethod

@@ -49,6 +49,14 @@ class Keys:
         """String: what slipped by was looked for. Expires after the time between two ticks."""
         return f"{self.prefix}reaped"
 
+    def webhook_failures(self, host: str) -> str:
+        """String: how often in a row a webhook's host did not answer. Expires an hour after the last time."""
+        return f"{self.prefix}webhook-failures:{host}"
+
+    def webhook_open(self, host: str) -> str:
+        """String: a webhook's host is left alone, or somebody tries it. Expires after that."""
+        return f"{self.prefix}webhook-open:{host}"
+
     def of_tenant(self, tenant_id: int) -> tuple[str, ...]:
         """All that is kept of a tenant."""
         return self.breaker(tenant_id), self.watermark(tenant_id)

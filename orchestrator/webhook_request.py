@@ -1,0 +1,114 @@
+"""One request to a webhook: to whom, signed how, for how long.
+
+Signed as Standard Webhooks (standardwebhooks.com, version 1) has it, so that receivers can take a library: the headers
+webhook-id (the same at each try), webhook-timestamp and webhook-signature, an HMAC-SHA256 over all three parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import socket
+from urllib.parse import urlsplit
+
+import httpx
+
+from db.types import UsageError
+from db.webhooks import Webhook
+
+# All of it, from the look at the name to the answer.
+WITHIN_S = 10.0
+_SECRET_PREFIX, _SECRET_BYTES = "whsec_", 24
+_SCHEMES = ("http", "https")
+
+
+class Refused(Exception):
+    """The request was not made, or not answered as one that was taken."""
+
+
+def new_secret() -> str:
+    """A secret for a webhook."""
+    return _SECRET_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+
+
+def checked_url(url: str) -> str:
+    """The address, if it can be one. Raises UsageError."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or len(url) > 2_000 or not url.isprintable():
+        raise UsageError(f"webhook {url[:100]!r} is no address: use https://HOST/PATH")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("webhook: a user or password in the address is not allowed; the requests are signed instead")
+    return url
+
+
+def host_of(url: str) -> str:
+    """What may be down: host and port."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def signature(secret: str, delivery_id: str, timestamp: int, body: bytes) -> str:
+    """The value of webhook-signature."""
+    key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX))
+    signed = hmac.new(key, f"{delivery_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(signed).decode()}"
+
+
+def post(webhook: Webhook, delivery_id: str, timestamp: int, body: bytes, *, private: bool) -> None:
+    """Tell it. `private`: addresses that are not public are allowed. Raises Refused, with a sentence."""
+    headers = {
+        "content-type": "application/json",
+        "user-agent": "strandline",
+        "webhook-id": delivery_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": signature(webhook.secret, delivery_id, timestamp, body),
+    }
+    try:
+        status = asyncio.run(asyncio.wait_for(_post(webhook.url, headers, body, private), WITHIN_S))
+    except TimeoutError as error:
+        raise Refused(f"no answer within {WITHIN_S:.0f} s") from error
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise Refused(str(error) or type(error).__name__) from error
+    if not 200 <= status < 300:
+        raise Refused(f"it answered {status}")
+
+
+async def _post(url: str, headers: dict[str, str], body: bytes, private: bool) -> int:
+    """The status of the answer, of which no more is read; redirects are not followed."""
+    asked = httpx.URL(url)
+    address = await _address(asked.host, asked.port or (443 if asked.scheme == "https" else 80), private)
+    # To the very address that was looked at: the name may say another by now.
+    pinned = asked.copy_with(host=address)
+    async with (
+        httpx.AsyncClient(timeout=WITHIN_S, trust_env=False) as client,
+        client.stream("POST", pinned, content=body, headers=headers | {"host": asked.netloc.decode("ascii")},
+                      extensions={"sni_hostname": asked.host}) as response,
+    ):  # fmt: skip
+        return response.status_code
+
+
+async def _address(host: str, port: int, private: bool) -> str:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(one[4][0]) for one in found]
+    inner = [one for one in addresses if not is_public(one)]
+    if inner and not private:
+        raise Refused(f"{host} is {inner[0]}, which is no public address: STRANDLINE_WEBHOOK_PRIVATE allows that")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Is it an address of the internet, and none that only this machine or its network knows?"""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        mapped = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
+        if mapped is not None:
+            return is_public(str(mapped))
+    return found.is_global and not found.is_multicast
