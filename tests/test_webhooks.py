@@ -92,7 +92,7 @@ def test_who_is_not_there_is_said_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
 
-    with pytest.raises(Refused, match="[Cc]onnect"):
+    with pytest.raises(Refused, match=r"[Cc]onnect"):
         post(Webhook(f"http://127.0.0.1:{port}/", SECRET), "id", 1, b"{}", private=True)
 
 
