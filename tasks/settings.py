@@ -55,6 +55,9 @@ class Settings(BaseSettings):
         "on", description="off: memory is watched, and nothing is done about it (to compare)"
     )
     hash_chunk_bytes: int = Field(65536, ge=4096, le=64 << 20, description="bytes read at a time while hashing")
+    hash_concurrency: int = Field(
+        10, ge=1, le=256, description="files open for hashing at once in one worker: it has no more processes than that"
+    )
     shard_entries: int = Field(50_000, ge=1, description="entries after which a shard hands on the rest of its work")
     shard_bytes: int = Field(512 << 20, ge=1, description="hashed bytes after which a shard hands on the rest")
     huge_entries: int = Field(20_000, ge=16, description="entries from which a directory is kept in ranges, in parts")

@@ -55,7 +55,10 @@ def database() -> Iterator[Engine]:
     """A migrated SQLite in memory, which whoever scans without root's rights may write to."""
     with tempfile.TemporaryDirectory(prefix="strandline-in-process-", dir=tmpfs_folder()) as folder:
         os.chmod(folder, 0o777)
-        engine = connect(f"sqlite:///{folder}/test.sqlite")
+        file = f"{folder}/test.sqlite"
+        os.close(os.open(file, os.O_CREAT))
+        os.chmod(file, 0o666)  # and so are the log's files, of whoever opens it first
+        engine = connect(f"sqlite:///{file}")
         schema.migrate(engine)
         yield engine
         engine.dispose()

@@ -14,6 +14,7 @@ from tests import scenarios
 from tests.cluster import Cluster, running
 from tests.command import each_change_once
 from tests.servers import PostgresServer
+from tests.storage import NEWEST_POSTGRES
 from tests.trees import Dir, File, apply_feed, build, listing
 from tests.waiting import wait_until
 
@@ -43,6 +44,7 @@ def test_the_29_scenarios_on_postgresql(cluster: Cluster, tmp_path: Path) -> Non
     assert apply_feed(cluster.feed("all", since=first["cursor"]), before) == after
 
 
+@NEWEST_POSTGRES
 def test_beat_and_the_worker_do_what_was_only_asked_for(cluster: Cluster, tmp_path: Path) -> None:
     root = os.fsencode(tmp_path / "root")
     build(root, Dir({b"f": File(b"1"), b"d": Dir({b"g": File(b"2")})}))
@@ -76,6 +78,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
+@NEWEST_POSTGRES
 def test_a_worker_ends_on_term_and_takes_its_pool_along_when_killed(cluster: Cluster) -> None:
     worker, beat = cluster.processes["worker"], cluster.processes["beat"]
     wait_until(lambda: catches(beat.pid, signal.SIGTERM), 30, "beat is up")
@@ -86,6 +89,7 @@ def test_a_worker_ends_on_term_and_takes_its_pool_along_when_killed(cluster: Clu
     assert worker.wait_gone(5) == set()
 
 
+@NEWEST_POSTGRES
 def test_processes_refuse_to_run_without_addresses_or_on_another_schema(
     cluster: Cluster, postgres_server: PostgresServer, tmp_path: Path
 ) -> None:

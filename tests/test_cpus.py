@@ -54,4 +54,9 @@ def test_the_quota_of_all_groups_above_is_respected(
 
 
 def test_a_setting_has_the_last_word() -> None:
-    assert default_workers(Settings(workers=64)) == 64
+    assert default_workers(Settings(workers=64, hash_concurrency=64)) == 64
+
+
+def test_there_are_no_more_processes_than_files_may_be_open(caplog: pytest.LogCaptureFixture) -> None:
+    assert default_workers(Settings(workers=8, hash_concurrency=3)) == 3
+    assert "3 processes instead of 8: STRANDLINE_HASH_CONCURRENCY" in caplog.text

@@ -6,6 +6,7 @@ one flush: what is written then is what a killed process leaves.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from tasks import settings as all_settings
 from tasks.app import App, make_app
 from tasks.lease import Holder
 from tests import in_process
-from tests.command import each_change_once
+from tests.command import each_change_once, tmpfs_folder
 from tests.trees import Dir, File, State, Symlink, apply_feed, build, index, listing, remove, write
 
 HOUR_NS = 3_600 * 10**9
@@ -115,12 +116,14 @@ Make = Callable[..., World]
 @pytest.fixture
 def world(tmp_path: Path, redis_url: str) -> Iterator[Make]:
     engines = []
+    # Commits by thousands: a disk that others use would be most of the time.
+    databases = tempfile.TemporaryDirectory(prefix="strandline-world-", dir=tmpfs_folder())
 
     def make(spec: Dir, url: str | None = None, name: str = "t", **settings: object) -> World:
         root = os.fsencode(tmp_path / f"root{len(engines)}")
         build(root, spec)
         chosen = all_settings.load(
-            {}, database_url=url or f"sqlite:///{tmp_path}/{len(engines)}.db", redis_url=redis_url, **settings
+            {}, database_url=url or f"sqlite:///{databases.name}/{len(engines)}.db", redis_url=redis_url, **settings
         )
         app = make_app(chosen)
         app.runtime.clock_ns = lambda: os.lstat(root).st_ctime_ns + 10 * HOUR_NS  # nothing is fresh or racy
@@ -133,6 +136,7 @@ def world(tmp_path: Path, redis_url: str) -> Iterator[Make]:
     yield make
     for engine in engines:
         engine.dispose()
+    databases.cleanup()
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from db.tables import id_blocks
 from tests import invariants
 from tests.cluster import running
 from tests.pgbouncer import PgBouncer
-from tests.servers import PostgresServer, postgres_kinds
+from tests.servers import PostgresServer
+from tests.storage import NEWEST_POSTGRES
 from tests.trees import Dir, File, build, remove
 from tests.trees import write as write_file
 
@@ -84,7 +85,7 @@ def test_what_is_done_often_or_in_bulk_does_not_care_which_session_it_gets(engin
     both()
 
 
-@pytest.mark.parametrize("postgres_server", postgres_kinds()[-1:], indirect=True, ids=str)
+@NEWEST_POSTGRES
 def test_a_cluster_scans_through_it(url: str, pooler: PgBouncer, own_redis, tmp_path: Path) -> None:
     # given
     root = os.fsencode(tmp_path / "root")

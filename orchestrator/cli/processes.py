@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from db import schema
@@ -18,8 +20,8 @@ from tasks.settings import Settings
 LEVELS = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"])
 
 
-def _cluster() -> Settings:
-    settings = settings_of(None)
+def _cluster(**given: Any) -> Settings:
+    settings = settings_of(None, **given)
     missing = [
         f"STRANDLINE_{name.upper()}" for name in ("database_url", "redis_url") if not getattr(settings, name)
     ]  # fmt: skip
@@ -53,13 +55,13 @@ def worker(workers: int | None, queues: str | None, level: str) -> None:
     \b
     Example: strandline worker --workers 4 --queues control,bulk
     """
-    settings = _cluster()
+    settings = _cluster(workers=workers)
     unknown = [name for name in (queues or "").split(",") if name and name not in QUEUES]
     if unknown:
         raise UsageError(f"unknown queue {unknown[0]!r}: use {', '.join(QUEUES)}")
     app = _app(settings)
     roles.preload()
-    roles.worker(app, processes=workers or default_workers(settings), serving=True, level=level, queues=queues)
+    roles.worker(app, processes=default_workers(settings), serving=True, level=level, queues=queues)
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -25,6 +26,8 @@ from tasks.redis import policy
 from tasks.redis.connection import Address, unix_url
 from tasks.redis.keys import Keys
 from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
 
 DRAINS_WITHIN_S = 20.0
 RESTART_AFTER_S = 1.0
@@ -182,6 +185,9 @@ def joined(settings: Settings, running: Running) -> Settings:
 
 def default_workers(settings: Settings) -> int:
     """Processes of one worker: as set, else one for each processor that this process may run on, and has the time of by
-    its control groups.
+    its control groups; no more than files may be open at once, since each has one open while it hashes.
     """
-    return settings.workers or cpu_budget().count
+    wanted, most = settings.workers or cpu_budget().count, settings.hash_concurrency
+    if wanted > most:
+        log.warning("%d processes instead of %d: STRANDLINE_HASH_CONCURRENCY allows no more open files", most, wanted)
+    return min(wanted, most)
