@@ -13,6 +13,14 @@ from tasks.settings import Settings
 
 def checked_root(path: bytes, settings: Settings) -> bytes:
     """The folder's one true path. Raises UsageError where it cannot be a root, and says why."""
+    try:
+        return _checked(path, settings)
+    except UsageError as error:
+        error.field = "root"
+        raise
+
+
+def _checked(path: bytes, settings: Settings) -> bytes:
     shown = repr(os.fsdecode(path))
     if not path or b"\0" in path:
         raise UsageError(f"root {shown} is no path")

@@ -23,7 +23,7 @@ def of_an_image(kind: str, size_mib: int, *options: str, then: str = "true") -> 
 
 # Tried, not looked up: inside containers much is installed or allowed in name only.
 # The release before this one: the last commit that landed.
-FORMER = "4cb0d267ecb8bdaddfbad3f4fdade049ef3ef52d"
+FORMER = "ab8c0255f1dbaa1e9f3da2aba34850c910ddabcb"
 
 TRIALS = {
     "strace": ["strace", "-qq", "-o", "/dev/null", "true"],
