@@ -38,7 +38,8 @@ def keep(connection: Connection, caller: str, key: str, answered: Answered) -> b
     connection.execute(delete(idempotency).where(i.caller == caller, i.key == key, i.at <= clock(-KEPT_S)))
     insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     row = {"caller": caller, "key": key, "at": clock()} | answered._asdict()
-    return connection.execute(insert_into(idempotency).values(row).on_conflict_do_nothing()).rowcount == 1
+    kept = connection.execute(insert_into(idempotency).values(row).on_conflict_do_nothing().returning(i.key))
+    return kept.first() is not None
 
 
 def prune(connection: Connection) -> int:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import anyio
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,9 @@ from orchestrator.api.tokens import Caller, is_loopback
 
 # A bucket holds so many seconds' worth of requests.
 BURST_S = 2.0
+# Of a body that is refused so much is still taken in.
+DISCARDED_BYTES = 8 << 20
+DISCARDED_FOR_S = 1.5
 BODIES = ("POST", "PUT", "PATCH")
 
 
@@ -58,20 +62,30 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, read = Headers(scope=scope), 0
+        headers, read, too_large = Headers(scope=scope), 0, False
 
         async def counted() -> Message:
-            nonlocal read
+            nonlocal read, too_large
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._body_bytes:
+                too_large = True
                 raise self._too_large()
             return message
 
+        async def answered(message: Message) -> None:
+            nonlocal too_large
+            if too_large:
+                too_large = False
+                await _discard(receive)
+            await send(message)
+
         try:
             self._check(scope, headers)
-            await self._app(scope, counted, send)
+            await self._app(scope, counted, answered)
         except Problem as problem:
+            if problem.status == 413:
+                await _discard(receive)
             await problem.response()(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
@@ -100,6 +114,17 @@ class Guard:
             "sec-fetch-site", "none"
         ) == "cross-site":
             raise Problem(403, "a page of another origin may not ask this API")
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what is still sent, up to a limit: who is cut off while he sends does not hear the answer."""
+    read = 0
+    with anyio.move_on_after(DISCARDED_FOR_S):
+        while read < DISCARDED_BYTES:
+            message = await receive()
+            read += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
 
 
 def _hostname(url: str) -> str:

@@ -102,6 +102,8 @@ def install(api: FastAPI) -> None:
 
     async def of_framework(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, Problem):  # raised while the body was read
+            return error.__cause__.response()
         return Problem(error.status_code, str(error.detail), headers=error.headers).response()
 
     async def of_input(_request: Request, error: Exception) -> Response:
