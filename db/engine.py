@@ -21,10 +21,13 @@ from db.types import UsageError
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 30
+# The same for whoever has somebody waiting at the other end.
+HURRIED_BUSY_TIMEOUT_S = 1.2
 # Before each repetition of a transaction, at most; half of it is chance, so that two do not meet again.
 PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 # None begins later, so that waiting for locks again and again does not outlast a lease.
 REPEATED_FOR_S = 20.0
+HURRIED_REPEATED_FOR_S = 0.8
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,10 +39,11 @@ sqlite3.register_adapter(bytes, bytes)
 sqlite3.register_adapter(type(None), lambda none: none)
 
 
-def connect(url: str, pool_size: int = 2) -> Engine:
+def connect(url: str, pool_size: int = 2, *, hurried: bool = False) -> Engine:
     """An engine for `sqlite:///…` or `postgresql+psycopg://…`.
 
-    Connections are opened when first used, so an engine may be made before a fork, but not used.
+    Connections are opened when first used, so an engine may be made before a fork, but not used. `hurried`: somebody
+    waits for each answer, and would rather have none than a late one: all bounds are within two seconds.
     Raises UsageError where the URL is neither.
     """
     try:
@@ -50,22 +54,25 @@ def connect(url: str, pool_size: int = 2) -> Engine:
             "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
         ) from error
     if parsed.get_backend_name() == "sqlite":
-        return _sqlite(url)
+        return _sqlite(url, pool_size, hurried)
     if parsed.drivername == "postgresql+psycopg":
         from db import postgresql  # its driver is not cheap to import, and SQLite needs none of it
 
-        return postgresql.engine(url, pool_size)
+        return postgresql.engine(url, pool_size, hurried)
     raise UsageError(
         f"STRANDLINE_DATABASE_URL begins with {parsed.drivername!r}; "
         "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
     )
 
 
-def _sqlite(url: str) -> Engine:
+def _sqlite(url: str, pool_size: int, hurried: bool) -> Engine:
     # autocommit mode of the driver: SQLAlchemy's BEGIN is ours to say (below), not guessed from the statement.
+    busy_s = HURRIED_BUSY_TIMEOUT_S if hurried else BUSY_TIMEOUT_S
+    pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": busy_s} if hurried else {
+        "pool_size": 1, "max_overflow": 4}  # fmt: skip
     engine = create_engine(
-        url, poolclass=QueuePool, pool_size=1, max_overflow=4,
-        connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None, "check_same_thread": False},
+        url, poolclass=QueuePool, **pool, execution_options={"hurried": hurried},
+        connect_args={"timeout": busy_s, "isolation_level": None, "check_same_thread": False},
     )  # fmt: skip
 
     @event.listens_for(engine, "connect")
@@ -101,7 +108,7 @@ def patient(engine: Engine) -> Engine:
     """The same engine without a bound on each statement: for what grows with a tenant and cannot be cut (migrating,
     removing, publishing).
     """
-    return engine.execution_options(patient=True)
+    return engine.execution_options(patient=True, hurried=False)
 
 
 @contextmanager
@@ -127,7 +134,8 @@ def write(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: 
     Where the database undoes it for the sake of another transaction, all of it is done again, a few times: so `work`
     changes nothing but the database. An error after which nobody knows whether it was committed is never repeated.
     """
-    last_s = time.monotonic() + REPEATED_FOR_S
+    hurried = engine.get_execution_options().get("hurried", False)
+    last_s = time.monotonic() + (HURRIED_REPEATED_FOR_S if hurried else REPEATED_FOR_S)
     for pause_s in PAUSES_S:
         try:
             with writing(engine) as connection:

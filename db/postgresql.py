@@ -6,6 +6,7 @@ session: the bounds are set with each BEGIN, in the same round trip, and nothing
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from typing import Any, TypeVar
 
@@ -26,6 +27,10 @@ STATEMENT_TIMEOUT_S = 30
 ANSWER_TIMEOUT_S = STATEMENT_TIMEOUT_S + 10
 CONNECT_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 30
+# Where somebody waits for the answer and has two seconds: a connection that was idle is tried and, where it does not
+# answer, another opened, within 1.2 s; or one that was well hangs, or waits for a lock, for so long.
+HURRIED_TRY_S = 0.6
+HURRIED_STATEMENT_S = 1.2
 # A peer that vanished is given up after 5 + 3 × 2 s of silence, and 10 s after something was sent: by us, and by the
 # server, which would else hold our locks for two hours (its bound on idling is off after many rows at once, since the
 # driver ends those by a request to flush).
@@ -33,10 +38,10 @@ _KEEPALIVES = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count
 _TCP_USER_TIMEOUT_MS = 10_000
 
 
-def _begin(statement_timeout_s: int) -> str:
+def _begin(statement_timeout_s: float, lock_timeout_s: float = LOCK_TIMEOUT_S) -> str:
     bounds = {
-        "lock_timeout": f"{LOCK_TIMEOUT_S}s",
-        "statement_timeout": f"{statement_timeout_s}s",
+        "lock_timeout": f"{lock_timeout_s * 1000:.0f}ms",
+        "statement_timeout": f"{statement_timeout_s * 1000:.0f}ms",
         "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S}s",
         "tcp_user_timeout": f"{_TCP_USER_TIMEOUT_MS}ms",
         **{f"tcp_{name}": str(value) for name, value in _KEEPALIVES.items()},
@@ -48,7 +53,12 @@ def _begin(statement_timeout_s: int) -> str:
     )
 
 
-_BEGIN, _BEGIN_PATIENTLY = _begin(STATEMENT_TIMEOUT_S), _begin(0)
+# By what they are called among the execution options: the statement, and how long an answer may take.
+_BOUNDS: dict[str, tuple[str, float | None]] = {
+    "": (_begin(STATEMENT_TIMEOUT_S), ANSWER_TIMEOUT_S),
+    "patient": (_begin(0), None),
+    "hurried": (_begin(HURRIED_STATEMENT_S, HURRIED_STATEMENT_S / 2), HURRIED_STATEMENT_S),
+}
 
 
 class Bounded(psycopg.Connection[Any]):
@@ -65,11 +75,30 @@ class Bounded(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer within {self.answer_timeout_s} s") from error
 
 
-def engine(url: str, pool_size: int) -> Engine:
+class Hurried(Bounded):
+    """One that is also opened within HURRIED_TRY_S, where the driver would take two seconds at least."""
+
+    @classmethod
+    def _connect_gen(cls, *args: Any, **options: Any) -> Generator[Any, Any, Any]:
+        deadline_s = time.monotonic() + HURRIED_TRY_S
+        opening = super()._connect_gen(*args, **options)
+        try:
+            wanted = next(opening)
+            while True:
+                ready = yield wanted
+                if time.monotonic() > deadline_s:
+                    raise psycopg.OperationalError(f"no connection within {HURRIED_TRY_S} s")
+                wanted = opening.send(ready)
+        except StopIteration as opened:
+            return opened.value
+
+
+def engine(url: str, pool_size: int, hurried: bool = False) -> Engine:
     """An engine with at most `pool_size` connections. The driver's own BEGIN is off: ours says more."""
+    kind = Hurried if hurried else Bounded
     made = create_engine(
         url, poolclass=QueuePool, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_use_lifo=True,
-        pool_timeout=POOL_TIMEOUT_S,
+        pool_timeout=HURRIED_STATEMENT_S if hurried else POOL_TIMEOUT_S, execution_options={"hurried": hurried},
         connect_args={
             "application_name": "strandline", "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True,
             "keepalives": 1, "tcp_user_timeout": _TCP_USER_TIMEOUT_MS, **_KEEPALIVES,
@@ -78,7 +107,7 @@ def engine(url: str, pool_size: int) -> Engine:
 
     @event.listens_for(made, "do_connect")
     def open_bounded(_dialect: Any, _record: Any, args: list[Any], options: dict[str, Any]) -> Bounded:
-        return Bounded.connect(*args, **options)
+        return kind.connect(*args, **options)
 
     @event.listens_for(made, "connect")
     def prepare_nothing_behind_a_pooler(connection: Bounded, _record: Any) -> None:
@@ -88,10 +117,16 @@ def engine(url: str, pool_size: int) -> Engine:
 
     @event.listens_for(made, "begin")
     def begin(connection: Connection) -> None:
-        patient = connection.get_execution_options().get("patient", False)
+        options = connection.get_execution_options()
+        statement, answer_timeout_s = _BOUNDS[next((name for name in ("patient", "hurried") if options.get(name)), "")]
         driver: Any = connection.connection.driver_connection
-        driver.answer_timeout_s = None if patient else ANSWER_TIMEOUT_S
-        connection.exec_driver_sql(_BEGIN_PATIENTLY if patient else _BEGIN)
+        driver.answer_timeout_s = answer_timeout_s
+        connection.exec_driver_sql(statement)
+
+    @event.listens_for(made, "checkin")
+    def try_soon(driver: Any, _record: Any) -> None:
+        if hurried and driver is not None:
+            driver.answer_timeout_s = HURRIED_TRY_S  # for the question whether it is still well
 
     @event.listens_for(made, "handle_error")
     def leave_who_cannot_be_written_to(context: ExceptionContext) -> None:

@@ -46,8 +46,10 @@ class Shards(NamedTuple):
     hashed_bytes: int
 
 
-def running(connection: Connection, limit: int, scan_id: str | None = None) -> Sequence[Running]:
-    """Running scans, the longest under way first; or one, if it runs."""
+def running(
+    connection: Connection, limit: int, scan_id: str | None = None, scan_ids: Sequence[str] | None = None
+) -> Sequence[Running]:
+    """Running scans, the longest under way first; or one, or those of some that run."""
     query = (
         select(scans.c.id, tenants.c.name, tenants.c.tier, scans.c.trigger, scans.c.strategy, scans.c.started_at,
                tenants.c.watermark_files)
@@ -58,6 +60,8 @@ def running(connection: Connection, limit: int, scan_id: str | None = None) -> S
     )  # fmt: skip
     if scan_id is not None:
         query = query.where(scans.c.id == scan_id)
+    if scan_ids is not None:
+        query = query.where(scans.c.id.in_(scan_ids))
     found = connection.execute(query).all()
     moment = now(connection) if found else None
     return [

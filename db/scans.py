@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,11 +12,11 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
+    and_,
     bindparam,
     case,
     exists,
     func,
-    insert,
     or_,
     select,
     text,
@@ -84,7 +84,7 @@ class Scan:
 _COLUMNS = [scans.c[name] for name in Scan.__slots__]
 
 
-def _scan(row: RowMapping) -> Scan:
+def _scan(row: RowMapping | dict[str, Any]) -> Scan:
     return Scan(**row)
 
 
@@ -106,9 +106,21 @@ def lock_startable(connection: Connection, tenant_ids: Sequence[int]) -> Sequenc
     return [_scan(row) for row in connection.execute(query.with_for_update()).mappings()]
 
 
-def of_tenant(connection: Connection, tenant_id: int, limit: int) -> Sequence[Scan]:
-    """A tenant's scans, newest first."""
-    query = select(*_COLUMNS).where(scans.c.tenant_id == tenant_id).order_by(scans.c.requested_at.desc(), scans.c.id)
+def with_tenant(connection: Connection, scan_id: str) -> tuple[Scan, str] | None:
+    """The scan of that id and its tenant's name, if there is one."""
+    query = select(*_COLUMNS, tenants.c.name.label("tenant_name")).join(tenants, tenants.c.id == scans.c.tenant_id)
+    row = connection.execute(query.where(scans.c.id == scan_id)).mappings().first()
+    return None if row is None else (_scan({name: row[name] for name in Scan.__slots__}), row["tenant_name"])
+
+
+def of_tenant(connection: Connection, tenant_id: int, limit: int, after: str | None = None) -> Sequence[Scan]:
+    """A tenant's scans, newest first; those behind the scan `after`."""
+    s = scans.c
+    query = select(*_COLUMNS).where(s.tenant_id == tenant_id).order_by(s.requested_at.desc(), s.id)
+    if after is not None:
+        last = scans.alias()
+        at = select(last.c.requested_at).where(last.c.tenant_id == tenant_id, last.c.id == after).scalar_subquery()
+        query = query.where(or_(s.requested_at < at, and_(s.requested_at == at, s.id > after)))
     return [_scan(row) for row in connection.execute(query.limit(limit)).mappings()]
 
 
@@ -149,40 +161,36 @@ def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: b
     """
     confirmed, wanted = scans.c.confirms, named.dump(paths) if paths and not verify and confirms is None else None
     wider = {} if confirms is None else {"confirms": case((confirmed > confirms, confirmed), else_=confirms)}
+    insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     for _ in range(2):
         queued = connection.execute(
             update(scans)
             .where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.QUEUED)
             .values(full=scans.c.full | full, verify=scans.c.verify | verify, **wider)
-            .returning(scans.c.id, scans.c.paths)
-        ).first()  # fmt: skip
+            .returning(*_COLUMNS)
+        ).mappings().first()  # fmt: skip
         if queued is not None:
-            _widen(connection, queued.id, queued.paths, wanted)
-            return _must(get(connection, queued.id)), False
-        scan_id = new_scan_id()
+            return _widened(connection, _scan(queued), wanted), False
+        new = insert_into(scans).values(
+            id=new_scan_id(), tenant_id=tenant_id, trigger=trigger, full=full, verify=verify, confirms=confirms,
+            paths=wanted, state=ScanState.QUEUED, requested_at=clock(),
+        )  # fmt: skip
         try:
-            with connection.begin_nested():
-                connection.execute(
-                    insert(scans).values(id=scan_id, tenant_id=tenant_id, trigger=trigger, full=full, verify=verify,
-                                         confirms=confirms, paths=wanted, state=ScanState.QUEUED,
-                                         requested_at=clock())
-                )  # fmt: skip
-            return _must(get(connection, scan_id)), True
+            made = connection.execute(new.on_conflict_do_nothing().returning(*_COLUMNS)).mappings().first()
         except IntegrityError:
-            continue  # somebody else queued one between the two statements: join it
+            break  # there is no such tenant
+        if made is not None:
+            return _scan(made), True
+        # somebody else queued one between the two statements: join it
     raise UsageError(f"no scan could be queued for tenant {tenant_id}: was it removed just now?")
 
 
-def _widen(connection: Connection, scan_id: str, paths: str | None, others: str | None) -> None:
-    """The queued scan, whose row the caller has locked, is of these paths as well."""
-    wider = named.widened(paths, others)
-    if wider != paths:
-        connection.execute(update(scans).where(scans.c.id == scan_id).values(paths=wider))
-
-
-def _must(scan: Scan | None) -> Scan:
-    assert scan is not None
-    return scan
+def _widened(connection: Connection, scan: Scan, others: str | None) -> Scan:
+    """The queued scan, whose row the caller has locked, of these paths as well."""
+    wider = named.widened(scan.paths, others)
+    if wider != scan.paths:
+        connection.execute(update(scans).where(scans.c.id == scan.id).values(paths=wider))
+    return replace(scan, paths=wider)
 
 
 def startable(connection: Connection, limit: int) -> Sequence[tuple[str, int]]:
@@ -390,3 +398,20 @@ def last_visible_fence(connection: Connection, tenant_id: int) -> int:
     # One statement: between two, a scan could start, and its fence be taken for one that has ended.
     query = select(func.coalesce(running.scalar_subquery(), tenants.c.fence)).where(tenants.c.id == tenant_id)
     return int(connection.execute(query).scalar_one())
+
+
+def visible_fences(connection: Connection, tenant_ids: Sequence[int]) -> dict[int, int]:
+    """The same of many, by tenant; of those that are gone, nothing."""
+    running = scans.alias()
+    query = (
+        select(tenants.c.id, func.coalesce(running.c.fence - 1, tenants.c.fence))
+        .outerjoin(running, and_(running.c.tenant_id == tenants.c.id, running.c.state == said(ScanState.RUNNING)))
+        .where(tenants.c.id.in_(tenant_ids))
+    )
+    return {row[0]: int(row[1]) for row in connection.execute(query)}
+
+
+def states(connection: Connection, scan_ids: Sequence[str]) -> dict[str, str]:
+    """The states of these scans; of those that are gone, nothing."""
+    query = select(scans.c.id, scans.c.state).where(scans.c.id.in_(scan_ids))
+    return {row.id: row.state for row in connection.execute(query)}

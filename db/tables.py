@@ -376,6 +376,34 @@ removals = Table(
     Column("since", Instant, nullable=False),
 )
 
+# What a caller of the API was answered under an Idempotency-Key: the scan that it asked for. Kept for a day.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("caller", String(32), primary_key=True),  # short hash of a token
+    Column("key", String(255), primary_key=True),
+    Column("tenant_id", BigInteger, nullable=False),
+    Column("scan_id", Uuid(as_uuid=False), ForeignKey("scans.id", ondelete="CASCADE"), nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),  # of what was asked: another request may not use the key
+    Column("is_new", Boolean, nullable=False),  # the scan was made for it, not joined
+    Column("at", Instant, nullable=False),
+    Index("ix_idempotency_scan_id", "scan_id"),
+    Index("ix_idempotency_at", "at"),
+)
+
+# Something that somebody changed or asked for: who, what, of which tenant. Never a secret.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("at", Instant, nullable=False),
+    Column("caller", String(32), nullable=False),  # short hash of a token, or `local` or `cli`
+    Column("action", String(32), nullable=False),
+    Column("tenant", String(100)),  # by name: it outlives the tenant
+    Column("details", Text, nullable=False),  # JSON
+    Index("ix_audit_at", "at"),
+)
+
 # One row: what may work with this schema besides the release that it was made for.
 compatibility = Table(
     "compatibility",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ from db import removals
 from db.clock import clock
 from db.tables import removals as leaving
 from db.tables import scans, tenants
-from db.types import UsageError
+from db.types import Conflict, Unknown, UsageError
 
 ALGORITHMS = ("sha256", "blake3")
 LARGE_FILE = ("full", "partial", "skip")
@@ -80,7 +80,8 @@ def check_name(name: str) -> str:
         shown = name if len(name) <= 60 else name[:57] + "…"
         raise UsageError(
             f"tenant name {shown!r} is not allowed: use 1 to 100 letters, digits, '.', '_' or '-', "
-            "not beginning with '.' or '-'"
+            "not beginning with '.' or '-'",
+            field="name",
         )
     return name
 
@@ -88,7 +89,7 @@ def check_name(name: str) -> str:
 def check_algorithm(algorithm: str) -> str:
     """The algorithm, if it is known. Raises UsageError."""
     if algorithm not in ALGORITHMS:
-        raise UsageError(f"unknown algorithm {algorithm!r}: use one of {', '.join(ALGORITHMS)}")
+        raise UsageError(f"unknown algorithm {algorithm!r}: use one of {', '.join(ALGORITHMS)}", field="algorithm")
     return algorithm
 
 
@@ -102,13 +103,13 @@ def add(connection: Connection, *, name: str, root: bytes, tier: str, interval_s
     _require_large_size(policy.get("large_file", "full"), policy.get("large_file_bytes"))
     _refuse_overlap(connection, root)
     if by_name(connection, name) is not None:
-        raise UsageError(f"tenant {name!r} exists already; choose another name")
+        raise Conflict(f"tenant {name!r} exists already; choose another name", field="name")
     try:
         connection.execute(
             insert(tenants).values(_id(connection) | {"created_at": clock(), "name": name, "root": root} | policy)
         )
     except IntegrityError as error:
-        raise UsageError(f"tenant {name!r} or its root was registered by somebody else just now") from error
+        raise Conflict(f"tenant {name!r} or its root was registered by somebody else just now") from error
     return get(connection, name)
 
 
@@ -125,15 +126,22 @@ def _checked(**values: Any) -> dict[str, Any]:
     if "algorithm" in values:
         check_algorithm(values["algorithm"])
     if "tier" in values and values["tier"] not in TIERS:
-        raise UsageError(f"unknown tier {values['tier']!r}: use one of {', '.join(TIERS)}")
+        raise UsageError(f"unknown tier {values['tier']!r}: use one of {', '.join(TIERS)}", field="tier")
     if "interval_s" in values and not 1 <= values["interval_s"] <= 366 * 86400:
-        raise UsageError(f"interval {values['interval_s']} is not between 1 second and 366 days")
+        raise UsageError(f"interval {values['interval_s']} is not between 1 second and 366 days", field="interval_s")
     if "large_file" in values and values["large_file"] not in LARGE_FILE:
-        raise UsageError(f"unknown policy {values['large_file']!r} for large files: use {', '.join(LARGE_FILE)}")
+        raise UsageError(
+            f"unknown policy {values['large_file']!r} for large files: use {', '.join(LARGE_FILE)}", field="large_file"
+        )
     if "large_file_bytes" in values and values["large_file_bytes"] < SMALLEST_LARGE_FILE:
-        raise UsageError(f"files of {values['large_file_bytes']} bytes are not large: from {SMALLEST_LARGE_FILE} on")
+        raise UsageError(
+            f"files of {values['large_file_bytes']} bytes are not large: from {SMALLEST_LARGE_FILE} on",
+            field="large_file_bytes",
+        )
     if "deletion_limit" in values and not 1 <= values["deletion_limit"] <= 100:
-        raise UsageError(f"deletion limit {values['deletion_limit']} is not between 1 and 100 percent")
+        raise UsageError(
+            f"deletion limit {values['deletion_limit']} is not between 1 and 100 percent", field="deletion_limit"
+        )
     if "ignore" in values:
         values["ignore"] = json.dumps(_patterns(values["ignore"]))
     return values
@@ -141,13 +149,18 @@ def _checked(**values: Any) -> dict[str, Any]:
 
 def _require_large_size(policy: str, size: int | None) -> None:
     if policy != "full" and size is None:
-        raise UsageError(f"--large-file {policy} needs --large-file-bytes: from which size is a file large?")
+        raise UsageError(
+            f"--large-file {policy} needs --large-file-bytes: from which size is a file large?",
+            field="large_file_bytes",
+        )
 
 
 def _patterns(given: Sequence[str]) -> list[str]:
     for pattern in given:
         if "\n" in pattern or "\0" in pattern:
-            raise UsageError(f"ignore pattern {pattern!r} holds a line feed or a NUL: give one pattern at a time")
+            raise UsageError(
+                f"ignore pattern {pattern!r} holds a line feed or a NUL: give one pattern at a time", field="ignore"
+            )
     return [pattern for pattern in given if pattern]
 
 
@@ -159,9 +172,10 @@ def _refuse_overlap(connection: Connection, root: bytes, but: int | None = None)
     other = connection.execute(query.order_by(t.root).limit(1)).first()
     if other is not None:
         how = "is" if root == other.root else "is inside" if len(other.root) < len(root) else "contains"
-        raise UsageError(
+        raise Conflict(
             f"root {_show(root)} {how} the root of tenant {other.name!r} ({_show(other.root)}); "
-            "roots of tenants may not overlap"
+            "roots of tenants may not overlap",
+            field="root",
         )
 
 
@@ -197,7 +211,7 @@ def get(connection: Connection, name: str) -> Tenant:
     """The tenant of that name. Raises UsageError."""
     found = by_name(connection, name)
     if found is None:
-        raise UsageError(f"there is no tenant {name!r}; `strandline tenant list` shows those that are")
+        raise Unknown(f"there is no tenant {name!r}; `strandline tenant list` shows those that are")
     return found
 
 
@@ -216,6 +230,14 @@ def by_root(connection: Connection, root: bytes) -> Tenant | None:
 def list_all(connection: Connection) -> Sequence[Tenant]:
     """All tenants, by name."""
     return [_tenant(row) for row in connection.execute(select(*_COLUMNS).order_by(tenants.c.name)).mappings()]
+
+
+def page(connection: Connection, after: str, limit: int, names: Collection[str] | None) -> Sequence[Tenant]:
+    """The next tenants by name, of all or (`names`) of some."""
+    query = select(*_COLUMNS).where(tenants.c.name > after).order_by(tenants.c.name).limit(limit)
+    if names is not None:
+        query = query.where(tenants.c.name.in_(names))
+    return [_tenant(row) for row in connection.execute(query).mappings()]
 
 
 def lock(connection: Connection, tenant_id: int) -> None:

@@ -151,7 +151,19 @@ class StrandlineError(Exception):
 
 
 class UsageError(StrandlineError):
-    """A value that somebody gave cannot be used."""
+    """A value that somebody gave cannot be used; `field`: which, where that is known."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Conflict(UsageError):
+    """It could be used, were it not for what is there already (HTTP 409)."""
+
+
+class Unknown(UsageError):
+    """There is nothing of that name (HTTP 404)."""
 
 
 class DatabaseError(StrandlineError):

@@ -1,4 +1,4 @@
-"""The documents of the contract: a scan, a change, a file. The CLI prints them, and so will the API."""
+"""The documents of the contract: a scan, a change, a file. The CLI prints them, and the API answers with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from db.quarantine import Quarantined
 from db.scans import Scan
 from db.tenants import Tenant
 from db.tree import IndexedFile
-from db.types import ENDED
+from db.types import ENDED, ScanState
 from orchestrator.progress import Progress
 from tasks.core.breaker import Entry, Key
 from tasks.core.profile import profile_named
@@ -77,9 +77,11 @@ COUNTERS = ("directories", "directories_unchanged", "files", "bytes", "other", "
 
 def scan_document(connection: Connection, scan: Scan, tenant: str) -> dict[str, Any]:
     """A scan, with the first of its errors and, once it has ended, the cursor behind its changes."""
-    errors = scans.errors_of(connection, scan.id, LISTED_ERRORS)
-    skipped = scans.skipped_of(connection, scan.id, LISTED_ERRORS)
     ended = scan.state in ENDED
+    # (Of one that runs the totals are not yet added up.)
+    has_notes = scan.errors_total or scan.skipped_total or scan.state == ScanState.RUNNING
+    errors = scans.errors_of(connection, scan.id, LISTED_ERRORS) if has_notes else []
+    skipped = scans.skipped_of(connection, scan.id, LISTED_ERRORS) if has_notes else []
     cursor = changes.make_cursor(scan.fence, changes.BEHIND, scan.id) if ended and scan.fence is not None else None
     duration = (scan.finished_at - scan.started_at).total_seconds() if scan.finished_at and scan.started_at else None
     return {

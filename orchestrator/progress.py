@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from db import progress as settled
 from db.engine import reading
@@ -89,6 +89,19 @@ def eta_s(expected: int | None, files: int, rate: float) -> float | None:
     return (expected - files) / rate
 
 
+def progress_in(
+    connection: Connection, running: Sequence[Running], told: Mapping[str, Mapping[int, Told]]
+) -> dict[str, Progress]:
+    """The progress of running scans, by scan, with what Redis was told of them before this is asked."""
+    found: dict[str, list[Shards]] = {one.scan_id: [] for one in running}
+    for group in settled.shards_of(connection, list(found)):
+        found[group.scan_id].append(group)
+    return {
+        one.scan_id: progress_of(found[one.scan_id], told.get(one.scan_id, {}), one.age_s, one.expected_files)
+        for one in running
+    }
+
+
 class Reader:
     """Reads progress. `trouble` is what Redis answered the last time, where it did not do as asked."""
 
@@ -101,16 +114,9 @@ class Reader:
 
         Redis first: what is settled between the two looks is then in the database, and counted once.
         """
-        scan_ids = [one.scan_id for one in running]
-        told = self._told(scan_ids)
-        found: dict[str, list[Shards]] = {scan_id: [] for scan_id in scan_ids}
+        told = self._told([one.scan_id for one in running])
         with reading(self._engine) as connection:
-            for group in settled.shards_of(connection, scan_ids):
-                found[group.scan_id].append(group)
-        return {
-            one.scan_id: progress_of(found[one.scan_id], told.get(one.scan_id, {}), one.age_s, one.expected_files)
-            for one in running
-        }
+            return progress_in(connection, running, told)
 
     def of_scan(self, scan_id: str) -> Progress | None:
         """That of one scan; None: it does not run."""

@@ -14,6 +14,14 @@ from tasks.settings import Settings
 
 def checked_root(path: bytes, settings: Settings) -> bytes:
     """The folder's one true path. Raises UsageError where it cannot be a root, and says why."""
+    try:
+        return _checked(path, settings)
+    except UsageError as error:
+        error.field = "root"
+        raise
+
+
+def _checked(path: bytes, settings: Settings) -> bytes:
     shown = repr(os.fsdecode(path))
     if not path or b"\0" in path:
         raise UsageError(f"root {shown} is no path")
@@ -55,7 +63,9 @@ def named_paths(root: bytes, paths: Iterable[bytes]) -> list[bytes]:
     for path in paths:
         relative = None if b"\0" in path else below(root, path)
         if relative is None:
-            raise UsageError(f"path {os.fsdecode(path)!r} is not below the tenant's root {os.fsdecode(root)!r}")
+            raise UsageError(
+                f"path {os.fsdecode(path)!r} is not below the tenant's root {os.fsdecode(root)!r}", field="paths"
+            )
         found.append(relative)
     return found
 

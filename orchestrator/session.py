@@ -9,12 +9,13 @@ from contextlib import contextmanager, suppress
 import redis
 from sqlalchemy import Connection, Engine
 
-from db import scans, shards, tenants
+from db import scans, tenants
+from db.audit import CLI
 from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
-from db.types import ENDED, ScanState, StrandlineError, Trigger, UsageError
-from orchestrator import interrupts
+from db.types import ENDED, StrandlineError, UsageError
+from orchestrator import asking, interrupts
 from orchestrator.progress import Progress, Reader
 from orchestrator.roots import name_for, own_patterns
 from orchestrator.tick import tick
@@ -67,22 +68,19 @@ class Session:
         """Request a scan (of `paths`, relative to the root, alone), start it where none is running, send its first
         shards; its id.
         """
-        scan, _ = write(
-            self.engine, scans.request, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify, paths=paths
-        )
+        scan, _ = write(self.engine, asking.ask, CLI, tenant, full=full, verify=verify, paths=paths)
         self.tick()
         return scan.id
 
     def confirm(self, scan_id: str) -> str:
         """Request a scan that deletes what was gone by a suspect one; its id. Raises UsageError."""
         with reading(self.engine) as connection:
-            suspect = scans.get(connection, scan_id)  # it has ended, and stays as it is
-        if suspect is None or suspect.state != ScanState.SUSPECT:
-            found = "there is none of that id" if suspect is None else f"this one is {suspect.state}"
-            raise UsageError(f"scan {scan_id} cannot be confirmed: only a suspect scan can, and {found}")
-        scan, _ = write(
-            self.engine, scans.request, suspect.tenant_id, trigger=Trigger.REQUEST, confirms=suspect.fence
-        )  # fmt: skip
+            suspect = scans.with_tenant(connection, scan_id)  # it has ended, and stays as it is
+        if suspect is None:
+            raise UsageError(
+                f"scan {scan_id} cannot be confirmed: only a suspect scan can, and there is none of that id"
+            )
+        scan, _ = write(self.engine, asking.confirm, CLI, *suspect)
         self.tick()
         return scan.id
 
@@ -134,9 +132,9 @@ class Session:
 
     def cancel(self, scan_id: str) -> bool:
         """Let a queued or running scan end cancelled; False where it has ended already, or is about to."""
-        if write(self.engine, scans.cancel_queued, scan_id):
-            return True
-        ended = write(self.engine, shards.end_early, scan_id, ScanState.CANCELLED, "cancelled")
+        with reading(self.engine) as connection:
+            found = scans.with_tenant(connection, scan_id)
+        ended = found is not None and write(self.engine, asking.cancel, CLI, scan_id, found[1])
         if ended:
             self.tick()
         return ended

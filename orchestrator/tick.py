@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 import redis
 from sqlalchemy import Connection, Engine
 
-from db import clock, scans, tenants
+from db import audit, clock, idempotency, scans, tenants
 from db.engine import reading, write
 from orchestrator import removal
 from orchestrator.dispatch import dispatch
@@ -44,6 +44,8 @@ def tick(app: App, engine: Engine, settings: Settings) -> int:
     send_due(app, engine)
     if reaping:
         removal.go_on(engine)
+        write(engine, idempotency.prune)
+        write(engine, audit.prune, settings.audit_days)
     return sent
 
 

@@ -87,6 +87,15 @@ class Settings(BaseSettings):
     webhook_private: bool = Field(
         False, description="true: webhooks may be at addresses that are not public (of this machine, of its network)"
     )
+    api_tokens: str = Field(
+        "", description='who may ask the API: JSON, the SHA-256 of each token to "admin" or a list of tenant names'
+    )
+    api_host: str = Field("127.0.0.1", min_length=1, description="address that the API listens on")
+    api_port: int = Field(8080, ge=1, le=65535, description="port that the API listens on")
+    api_rate: float = Field(100.0, gt=0, description="requests a second that each token may make")
+    api_body_bytes: int = Field(1 << 20, ge=1024, description="bytes that the body of a request may have")
+    api_streams: int = Field(4000, ge=1, description="readers of server-sent events that one API process serves")
+    audit_days: float = Field(90.0, gt=0, description="days for which it is kept who changed or asked for what")
     tick_s: float = Field(2.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
     @classmethod

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import event, insert, select, update
 
-from db import changes, quarantine, removals, scans, shards, tenants, tree
+from db import changes, idempotency, quarantine, removals, scans, shards, tenants, tree
 from db import clock as clocks
 from db.clock import clock
 from db.engine import reading, write, writing
@@ -227,6 +227,7 @@ def fill(engine, tenant):
         losses = metadata.tables["losses"]
         loss = {"key": b"", "inode": 1, "gone": True, "directory_id": 1, "name": b"f", "counted": True}
         connection.execute(losses.insert().values(scan_id=scan.id, **loss))
+        idempotency.keep(connection, "x", tenant.name, idempotency.Answered(tenant.id, scan.id, b"f", True))
         quarantine.add(connection, tenant.id, b"p", "it died", fence=1, for_s=None)
         ranges = metadata.tables["directory_ranges"]
         connection.execute(ranges.insert().values(tenant_id=tenant.id, directory_id=1, number=0))
@@ -237,7 +238,7 @@ def everything(engine):
     return {
         name: rows(engine, table)
         for name, table in metadata.tables.items()
-        if name not in ("id_blocks", "compatibility", "removals")
+        if name not in ("id_blocks", "compatibility", "removals", "audit")  # who removed it is still told
     }
 
 

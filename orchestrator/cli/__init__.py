@@ -14,7 +14,7 @@ from db.types import StrandlineError
 # command → (module, function); the order is that of --help.
 COMMANDS = {
     "scan": ("scan", "scan", "Scan one folder to the end, on the embedded stack or the one that runs."),
-    "up": ("up", "up", "Run the embedded stack: broker, database, beat, worker and Flower in one."),
+    "up": ("up", "up", "Run the embedded stack: broker, database, beat, worker, API and Flower in one."),
     "tenant": ("tenant", "tenant", "Add, list, show, set, pause, resume and remove tenants."),
     "enqueue": ("scan", "enqueue", "Ask the running cluster for a scan."),
     "scans": ("feed", "scans", "A tenant's scans, newest first."),
@@ -30,6 +30,7 @@ COMMANDS = {
     "config": ("cluster", "config", "Settings: name, value, default and where it came from."),
     "worker": ("processes", "worker", "Run a worker (what a container runs)."),
     "beat": ("processes", "beat", "Run beat (what a container runs)."),
+    "api": ("processes", "api", "Run the HTTP API (what a container runs)."),
     "flower": ("processes", "flower", "Run Flower (what a container runs)."),
     "migrate": ("processes", "migrate", "Bring the database's schema up to date."),
 }

@@ -64,6 +64,7 @@ def status(with_memory: bool, state: str | None, as_json: bool) -> None:
     reached = settings.model_copy(update={"redis_url": redis_url}) if redis_url else None
     document["workers"] = _workers(reached) if reached else []
     document["redis"] = _redis(reached, list(names)) if reached else None
+    document["api"] = running.api if running is not None else None
     document["flower"] = running.flower if running is not None else None
     if with_memory:
         document["memory"] = _memory(reached) if reached else []
@@ -189,6 +190,6 @@ def list_(state: str | None, as_json: bool) -> None:
 
 def hidden(name: str, value: Any) -> Any:
     """A value for people: without passwords."""
-    if name.endswith("_password"):
+    if name.endswith(("_password", "_tokens")):
         return "***" if value else value
     return all_settings.without_passwords(value) if name.endswith("_url") else value

@@ -1,4 +1,4 @@
-"""`worker`, `beat`, `flower`, `migrate`: what containers run. They need a database and a Redis that are configured."""
+"""`worker`, `beat`, `api`, `flower`, `migrate`: what containers run, on a configured database and Redis."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import click
 from db import schema
 from db.engine import connect
 from db.types import UsageError
+from orchestrator.api.listening import listen
 from orchestrator.cli.common import settings_of
 from orchestrator.stack import roles
-from orchestrator.stack.embedded import default_workers
+from orchestrator.stack.embedded import default_workers, url_of
 from tasks.app import QUEUES, App, make_app
 from tasks.redis import policy
 from tasks.redis.connection import Address
@@ -73,6 +74,27 @@ def beat(level: str) -> None:
     Example: strandline beat
     """
     roles.beat(_app(_cluster()), level=level)
+
+
+@click.command()
+@click.option("--host", help="Address to listen on (default: STRANDLINE_API_HOST).")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (default: STRANDLINE_API_PORT).")
+@click.option("--level", type=LEVELS, default="INFO", show_default=True, help="Least level that is logged.")
+def api(host: str | None, port: int | None, level: str) -> None:
+    """Run the HTTP API until TERM. It starts without Redis, and refuses another schema than its own.
+
+    \b
+    Example: strandline api --port 8080
+    """
+    settings = _cluster(api_host=host, api_port=port)
+    engine = connect(settings.database_url)
+    try:
+        schema.require_current(engine)
+    finally:
+        engine.dispose()
+    listening = listen(settings.api_host, settings.api_port, settings.api_tokens)
+    click.echo(f"API: {url_of(listening)}", err=True)
+    roles.api(make_app(settings), listening, level=level)
 
 
 @click.command()

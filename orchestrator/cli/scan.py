@@ -88,8 +88,6 @@ def enqueue(
     \b
     Example: strandline enqueue notes --path letters/draft.md --wait
     """
-    if paths and verify:
-        raise UsageError("--path and --verify exclude each other: give one of them")
 
     def ask(talking: Session) -> str:
         with reading(talking.engine) as connection:

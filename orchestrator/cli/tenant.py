@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from typing import Any
 
 import click
-from sqlalchemy import Connection
 
 from db import tenants
+from db.audit import CLI
 from db.engine import patient, reading, write
 from db.tenants import ALGORITHMS, LARGE_FILE, TIERS
 from db.types import StrandlineError, UsageError
 from orchestrator import removal
-from orchestrator.change import change_tenant
+from orchestrator.change import add_tenant, checked_patterns, remove_tenant, set_tenant
 from orchestrator.cli.common import (
     coordination,
     database,
@@ -29,8 +28,7 @@ from orchestrator.cli.common import (
     state_option,
 )
 from orchestrator.documents import tenant_document
-from orchestrator.roots import checked_root, own_patterns
-from tasks.core.ignore import RulesError, RuleSet
+from orchestrator.roots import checked_root
 
 SIZE = click.IntRange(0, 2**63 - 1)
 
@@ -75,10 +73,7 @@ def _given(policy: dict[str, Any]) -> dict[str, Any]:
     policy["ignore"] = list(policy["ignore"]) or None
     given = {key: value for key, value in policy.items() if value is not None}
     if "ignore" in given:
-        try:
-            RuleSet.parse(os.fsencode("\n".join(given["ignore"])), source=b"", base=b"")
-        except RulesError as error:
-            raise UsageError(str(error)) from error
+        given["ignore"] = checked_patterns(given["ignore"])
     return given
 
 
@@ -99,10 +94,8 @@ def add(name: str, root: str, state: str | None, as_json: bool, **policy: Any) -
     tenants.check_name(name)
     given = _given(policy)
     checked = checked_root(path_bytes(root), settings)
-    defaults: dict[str, Any] = {"tier": "standard", "interval_s": settings.interval_s, "algorithm": ALGORITHMS[0]}
-    given["ignore"] = own_patterns(checked, settings) + given.get("ignore", [])
     with database(settings) as engine:
-        added = write(engine, lambda connection: tenants.add(connection, name=name, root=checked, **(defaults | given)))
+        added = write(engine, add_tenant, CLI, name, checked, given, settings)
     _show(tenant_document(added), as_json)
 
 
@@ -162,8 +155,6 @@ def set_(name: str, root: str | None, state: str | None, as_json: bool, **policy
         values["root"] = checked_root(path_bytes(root), settings_of(state))
     if not values:
         raise UsageError("nothing to set: give at least one option; --help shows them")
-    if "interval_s" in values:
-        values["next_scan_at"] = None  # the tick finds its slot anew
     _show(_change(name, state, **values), as_json)
 
 
@@ -205,7 +196,7 @@ def remove(name: str, state: str | None) -> None:
     settings = settings_of(state)
     refuse_unknown_state(settings)
     with database(settings) as engine:
-        removed = write(patient(engine), _remove, name)
+        removed = write(patient(engine), remove_tenant, CLI, name)
         removal.finish(engine, removed)
     # Ids are given out again by SQLite. Where no Redis is to be had, all that it keeps goes by itself in time.
     with contextlib.suppress(StrandlineError), coordination(settings) as (client, keys):
@@ -213,27 +204,12 @@ def remove(name: str, state: str | None) -> None:
     click.echo(f"{name} is forgotten")
 
 
-def _remove(connection: Connection, name: str) -> int:
-    known = tenants.get(connection, name).id
-    tenants.remove(connection, known)
-    return known
-
-
 def _change(name: str, state: str | None, **values: Any) -> dict[str, Any]:
     settings = settings_of(state)
     refuse_unknown_state(settings)
 
-    def change(connection: Connection) -> dict[str, Any]:
-        known = tenants.get(connection, name)
-        given = dict(values)
-        if "ignore" in values or "root" in values:
-            was, own = own_patterns(known.root, settings), own_patterns(values.get("root", known.root), settings)
-            patterns = values.get("ignore", known.patterns)
-            given["ignore"] = own + [one for one in patterns if one not in was + own]
-        return tenant_document(change_tenant(connection, name, **given))
-
     with database(settings) as engine:
-        return write(engine, change)
+        return tenant_document(write(engine, set_tenant, CLI, name, values, settings))
 
 
 def _show(document: dict[str, Any], as_json: bool) -> None:

@@ -12,6 +12,7 @@ from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ScanState, UsageError
 from orchestrator import interrupts
+from orchestrator.api.listening import listen
 from orchestrator.cli.common import path_bytes, settings_of, spoken, state_option
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.cli.scan import CANCEL_WITHIN_S
@@ -20,22 +21,25 @@ from orchestrator.roots import checked_root
 from orchestrator.session import Session
 from orchestrator.stack.embedded import Stack, default_workers, running_stack
 from orchestrator.stack.state import StateFolder
-from tasks.settings import without_passwords
+from tasks.settings import source, without_passwords
 
 
 @click.command()
 @click.option("--dir", "paths", multiple=True, metavar="PATH", help="A folder to index; may be given several times.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address that Flower listens on.")
+@click.option("--host", help="Address that the API and Flower listen on (default: STRANDLINE_API_HOST).")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the API (default: 8080, or any that is free).")
 @click.option("--once", is_flag=True, help="Stop after one scan of each --dir.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes of the worker (default: one a processor).")
 @state_option
-def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state: str | None) -> None:
-    """Run the embedded stack: broker, database, beat, worker and Flower, until Ctrl-C.
+def up(
+    paths: tuple[str, ...], host: str | None, port: int | None, once: bool, workers: int | None, state: str | None
+) -> None:
+    """Run the embedded stack: broker, database, beat, worker, API and Flower, until Ctrl-C.
 
     \b
     Example: strandline up --dir ~/Documents --dir ~/Code
     """
-    settings = settings_of(state, workers=workers)
+    settings = settings_of(state, workers=workers, api_host=host, api_port=port)
     roots = [checked_root(path_bytes(path), settings) for path in paths]
     if once and not roots:
         raise UsageError("--once needs a --dir to scan")
@@ -44,10 +48,15 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
         running = folder.running()
         who = f" (process {running.pid})" if running is not None else ""
         raise UsageError(f"a stack runs already on {folder.path}{who}; stop it, or choose another --state")
+    # (8080 is many a program's: where nobody asked for it, another will do.)
+    asked_for = port is not None or source("api_port") != "default"
+    listening = listen(settings.api_host, settings.api_port, settings.api_tokens, or_any=not asked_for)
     interrupts.catch()
     with (
+        listening,
         running_stack(
-            settings, folder, workers=default_workers(settings), full=True, piped=True, host=host
+            settings, folder, workers=default_workers(settings), full=True, piped=True, host=settings.api_host,
+            api=listening,
         ) as stack,
         spoken(stack.app.runtime.engine),
     ):  # fmt: skip
@@ -61,6 +70,7 @@ def _serve(stack: Stack, roots: list[bytes], once: bool) -> int:
         for root in roots:
             tenant = talking.tenant_for(root, None)
             failed |= _first_scan(talking, tenant).state != ScanState.SUCCEEDED
+        _say(f"API:      {stack.api}")
         _say(f"Flower:   {stack.flower}")
         _say(f"Database: {without_passwords(stack.settings.database_url)}")
         if once:

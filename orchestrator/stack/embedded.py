@@ -56,9 +56,12 @@ class Stack:
         self._logs = Logs(sys.stderr)
         self.app: App = make_app(self.settings)
         self.flower: str | None = None
+        self.api: str | None = None
 
-    def start(self, *, workers: int, full: bool, host: str = "127.0.0.1") -> None:
-        """Start everything; `full`: with beat and Flower. Raises StrandlineError."""
+    def start(self, *, workers: int, full: bool, host: str = "127.0.0.1", api: socket.socket | None = None) -> None:
+        """Start everything; `full`: with beat and Flower; `api`: a socket on which the API is to be served. Raises
+        StrandlineError.
+        """
         processes.adopt_orphans()
         if self._own_broker:
             self._starters["broker"] = lambda: broker.start(self._socket, piped=self._piped)
@@ -77,7 +80,12 @@ class Stack:
             self.flower = f"http://{host}:{port}"
             self._role("beat", lambda: roles.beat(self.app, level="WARNING"))
             self._role("flower", lambda: roles.flower(self.app, host=host, port=port))
-        self._state.announce(Running(os.getpid(), self.settings.database_url, self.settings.redis_url, self.flower))
+        if api is not None:
+            self.api = url_of(api)
+            self._role("api", lambda: roles.api(self.app, api, level="WARNING"))
+        self._state.announce(
+            Running(os.getpid(), self.settings.database_url, self.settings.redis_url, self.flower, self.api)
+        )
 
     def _prepare_database(self) -> None:
         # Closed again before anything is forked: neither SQLite nor libpq survives a fork.
@@ -134,17 +142,17 @@ class Stack:
         for name in ("beat", "flower"):
             if name in self._children:
                 self._children[name].kill()
-        worker = self._children.get("worker")
-        if worker is not None:
-            worker.signal(signal.SIGTERM)
-            deadline = time.monotonic() + DRAINS_WITHIN_S
-            while worker.alive() and time.monotonic() < deadline:
-                self._logs.pump(0.05)
+        ending = [self._children[name] for name in ("api", "worker") if name in self._children]
+        for child in ending:
+            child.signal(signal.SIGTERM)
+        deadline = time.monotonic() + DRAINS_WITHIN_S
+        while any(child.alive() for child in ending) and time.monotonic() < deadline:
+            self._logs.pump(0.05)
         self.stop()
 
     def stop(self) -> None:
         """End every process of ours, now. Whatever a worker held is offered again by the next stack."""
-        for name in ("beat", "flower", "worker", "broker"):
+        for name in ("beat", "flower", "api", "worker", "broker"):
             if name in self._children:
                 self._children.pop(name).kill()
         self._socket.unlink(missing_ok=True)
@@ -152,6 +160,12 @@ class Stack:
             with contextlib.suppress(OSError):
                 self._socket.parent.rmdir()
         self._state.unlock()
+
+
+def url_of(listening: socket.socket) -> str:
+    """The address of a server that listens there."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def free_port(host: str, preferred: int) -> int:
@@ -168,11 +182,11 @@ def free_port(host: str, preferred: int) -> int:
 
 @contextlib.contextmanager
 def running_stack(settings: Settings, state: StateFolder, *, workers: int, full: bool, piped: bool,
-                  host: str = "127.0.0.1") -> Iterator[Stack]:  # fmt: skip
+                  host: str = "127.0.0.1", api: socket.socket | None = None) -> Iterator[Stack]:  # fmt: skip
     """A stack on a state folder whose lock we hold; stopped at the end, however that comes."""
     stack = Stack(settings, state, piped=piped)
     try:
-        stack.start(workers=workers, full=full, host=host)
+        stack.start(workers=workers, full=full, host=host, api=api)
         yield stack
     finally:
         stack.stop()

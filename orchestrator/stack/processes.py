@@ -7,6 +7,7 @@ come to us (PR_SET_CHILD_SUBREAPER) and are waited for.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import selectors
 import signal
@@ -39,6 +40,11 @@ def be_killed_first() -> None:
         higher = min(int(score.read()) + _SOONER, 1000)
         score.seek(0)
         score.write(str(higher))
+
+
+def log_to_stderr(level: str) -> None:
+    """What this process logs, as Celery's processes do."""
+    logging.basicConfig(format="[%(asctime)s: %(levelname)s/%(process)d] %(message)s", level=level, stream=sys.stderr)
 
 
 def adopt_orphans() -> None:

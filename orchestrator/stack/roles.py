@@ -15,7 +15,7 @@ from celery import signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from orchestrator.beat import Beat
-from orchestrator.stack.processes import be_killed_first, die_with_parent
+from orchestrator.stack.processes import be_killed_first, die_with_parent, log_to_stderr
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt, Presence
 from tasks.memory.pool import TaskPool
@@ -73,6 +73,17 @@ def beat(app: App, *, level: str) -> None:
     """Beat with its few static entries; it keeps nothing on disk."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Beat(app=app, loglevel=level, scheduler_cls="orchestrator.beat:Scheduler", quiet=True).run()
+
+
+def api(app: App, listening: socket.socket, *, level: str) -> None:
+    """The HTTP API on a socket that listens; with TERM it ends what is under way, and the process with it."""
+    from orchestrator.api.serve import serve  # FastAPI takes a while to import, and the others do without
+
+    log_to_stderr(level)
+    serve(app.runtime.settings, app, listening, level=level)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # a thread may hang in somebody's mount
 
 
 def flower(app: App, *, host: str, port: int) -> None:

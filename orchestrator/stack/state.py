@@ -29,6 +29,7 @@ class Running:
     database_url: str
     redis_url: str
     flower: str | None = None
+    api: str | None = None
 
 
 class StateFolder:

@@ -82,11 +82,11 @@ class Address:
 
     # Coordination
 
-    def client(self) -> redis.Redis:
-        """A client of which no call lasts much longer than TIMEOUT_S. It opens no connection."""
+    def client(self, timeout_s: float = TIMEOUT_S) -> redis.Redis:
+        """A client of which no call lasts much longer than so. It opens no connection."""
         options: dict[str, Any] = {
             "db": self.db, "username": self.username, "password": self.password,
-            "socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S,
+            "socket_timeout": timeout_s, "socket_connect_timeout": timeout_s,
             # Once more, where a connection was closed while it was idle; never after a timeout.
             "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         }  # fmt: skip
@@ -95,7 +95,7 @@ class Address:
         options |= {"socket_keepalive": True} | self._tls_options()
         if self.scheme == "sentinel":
             sentinels = Sentinel(  # type: ignore[no-untyped-call]
-                self.nodes, sentinel_kwargs=self._sentinel_options(TIMEOUT_S), **options
+                self.nodes, sentinel_kwargs=self._sentinel_options(timeout_s), **options
             )
             found: redis.Redis = sentinels.master_for(self.master)  # type: ignore[no-untyped-call]
             return found

@@ -12,17 +12,17 @@ PAUSE_S = 10.0
 
 
 class Outage:
-    """What one process knows of Redis. `clock_s` is a monotonic clock."""
+    """What one process knows of Redis. `clock_s` is a monotonic clock; `pause_s`: see `paused`."""
 
-    def __init__(self, clock_s: Callable[[], float]) -> None:
-        self._clock_s = clock_s
+    def __init__(self, clock_s: Callable[[], float], pause_s: float = PAUSE_S) -> None:
+        self._clock_s, self._pause_s = clock_s, pause_s
         self._since_s: float | None = None
         self._tried_s = 0.0
 
     @property
     def paused(self) -> bool:
         """It failed a moment ago: what can be done without is not tried."""
-        return self._since_s is not None and self._clock_s() - self._tried_s < PAUSE_S
+        return self._since_s is not None and self._clock_s() - self._tried_s < self._pause_s
 
     def failed(self, what: str, error: BaseException) -> None:
         """Note a failure; `what` could not be done is said if it is the first of this outage."""

@@ -1,0 +1,60 @@
+"""The log of what was changed and asked for, by whom: written in the transaction of the change itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from db.clock import clock
+from db.tables import audit
+
+# Whatever the time that they are kept for: at most so many rows.
+ROWS = 1_000_000
+BATCH = 5_000
+# Who changes something by a command.
+CLI = "cli"
+
+
+class Entry(NamedTuple):
+    """A row of the log."""
+
+    id: int
+    at: datetime
+    caller: str
+    action: str
+    tenant: str | None
+    details: dict[str, Any]
+
+
+def note(connection: Connection, caller: str, action: str, tenant: str | None, **details: Any) -> None:
+    """Write down what is being done. `details` must hold no secret."""
+    said = json.dumps(details, default=_text)
+    connection.execute(insert(audit).values(at=clock(), caller=caller, action=action, tenant=tenant, details=said))
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def newest(connection: Connection, limit: int, tenant: str | None = None) -> Sequence[Entry]:
+    """The newest rows first, of all or of one tenant."""
+    query = select(*(audit.c[name] for name in Entry._fields)).order_by(audit.c.id.desc()).limit(limit)
+    if tenant is not None:
+        query = query.where(audit.c.tenant == tenant)
+    return [Entry._make((*row[:5], json.loads(row[5]))) for row in connection.execute(query)]
+
+
+def prune(connection: Connection, days: float) -> int:
+    """Delete some of those that are older, or more than ROWS behind the newest; how many."""
+    a = audit.c
+    newest_id = connection.execute(select(func.max(a.id))).scalar()
+    if newest_id is None:
+        return 0
+    query = select(func.max(a.id)).where(a.at <= clock(-days * 86400))
+    last = max(connection.execute(query).scalar() or 0, newest_id - ROWS)
+    first = connection.execute(select(func.min(a.id))).scalar_one()
+    return connection.execute(delete(audit).where(a.id <= min(last, first + BATCH - 1))).rowcount

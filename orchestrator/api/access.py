@@ -1,0 +1,120 @@
+"""The one way to the database: each transaction is opened for somebody, in time or not at all.
+
+A database that does not answer is not asked by every request anew: while it is away one at a time tries it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from db.engine import connect, patient, reading, write
+from db.failures import Failure, failure_of
+from orchestrator.api.problems import Away
+from orchestrator.api.tokens import Caller
+from orchestrator.api.work import is_too_late
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CONNECTIONS = 16
+# After a failure nobody tries for so long, …
+PAUSE_S = 0.5
+# … and then one, who has so long until another may.
+TRIES_FOR_S = 2.0
+
+
+class Late(Away):
+    """It took too long, and was undone."""
+
+
+class Access:
+    """The database of one API process."""
+
+    def __init__(self, url: str) -> None:
+        self._engine: Engine = connect(url, CONNECTIONS, hurried=True)
+        self._lock = threading.Lock()
+        self._away = False
+        self._next_s = 0.0
+
+    @contextmanager
+    def read(self, caller: Caller) -> Iterator[Connection]:
+        """A short read transaction in which only what the caller may see is looked for. Raises Away, DBAPIError."""
+        with self._noted(), reading(self._engine) as connection:
+            self._narrow(connection, caller)
+            yield connection
+
+    def write(
+        self, caller: Caller, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs
+    ) -> T:
+        """`work(connection, …)` in a write transaction for the caller, as db.engine.write: it may be done again."""
+
+        def within(connection: Connection) -> T:
+            self._narrow(connection, caller)
+            answer = work(connection, *args, **more)
+            if is_too_late():
+                raise Late("the database is too slow: nothing was done")
+            return answer
+
+        with self._noted():
+            return write(self._engine, within)
+
+    def write_patiently(
+        self, caller: Caller, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs
+    ) -> T:
+        """The same for what grows with a tenant: it is not undone for taking long."""
+
+        def within(connection: Connection) -> T:
+            self._narrow(connection, caller)
+            return work(connection, *args, **more)
+
+        with self._noted():
+            return write(patient(self._engine), within)
+
+    def _narrow(self, connection: Connection, caller: Caller) -> None:
+        """Where the database itself is to know whose rows may be seen, it is told here."""
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        self._require_hope()
+        try:
+            yield
+        except (DBAPIError, PoolTimeout) as error:
+            if _is_away(error):
+                with self._lock:
+                    self._away, self._next_s = True, time.monotonic() + PAUSE_S
+            raise
+        if self._away:
+            with self._lock:
+                self._away = False
+
+    def _require_hope(self) -> None:
+        if not self._away:
+            return
+        with self._lock:
+            now_s = time.monotonic()
+            if self._away and now_s < self._next_s:
+                raise Away("the database does not do as asked")
+            self._next_s = now_s + TRIES_FOR_S  # this one tries
+
+    def close(self) -> None:
+        """Close what is idle."""
+        self._engine.dispose()
+
+
+def _is_away(error: DBAPIError | PoolTimeout) -> bool:
+    """Would others fail in the same way? Not where one statement took too long, a lock is held, or many ask at once."""
+    if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return failure_of(error) is not Failure.OURS
+    return str(state).startswith(("08", "57P", "53", "28", "3D"))

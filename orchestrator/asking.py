@@ -1,0 +1,68 @@
+"""Asking for scans, cancelling and confirming them: each one transaction, for the command and the API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from db import audit, idempotency, scans, shards
+from db.idempotency import Answered
+from db.scans import Scan
+from db.tenants import Tenant
+from db.types import Conflict, ScanState, StrandlineError, Trigger, UsageError
+
+
+class Key(NamedTuple):
+    """Under which a caller asks, so that asking again gives the same scan; and what was asked for."""
+
+    key: str
+    fingerprint: bytes
+
+
+class AskedAtOnce(StrandlineError):
+    """Somebody asked under the same key at this moment: undo everything, and look again."""
+
+
+def ask(connection: Connection, by: str, tenant: Tenant, *, full: bool = False, verify: bool = False,
+        paths: Sequence[bytes] = (), key: Key | None = None) -> tuple[Scan, bool]:  # fmt: skip
+    """A scan for a tenant, as scans.request; and whether it is new. Raises UsageError for a key that was used for
+    another request, AskedAtOnce.
+    """
+    if paths and verify:
+        raise UsageError("paths and verify exclude each other: give one of them", field="verify")
+    known = None if key is None else idempotency.find(connection, by, key.key)
+    if known is not None and key is not None:
+        found = scans.get(connection, known.scan_id)
+        if (known.tenant_id, known.fingerprint) != (tenant.id, key.fingerprint) or found is None:
+            raise UsageError("this key was used for another request less than a day ago", field="Idempotency-Key")
+        return found, known.is_new
+    scan, is_new = scans.request(connection, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify, paths=paths)
+    if key is not None:
+        answered = Answered(tenant.id, scan.id, key.fingerprint, is_new)
+        if not idempotency.keep(connection, by, key.key, answered):
+            raise AskedAtOnce
+    audit.note(connection, by, "scan", tenant.name, scan=scan.id, full=full, verify=verify)
+    return scan, is_new
+
+
+def cancel(connection: Connection, by: str, scan_id: str, tenant: str) -> bool:
+    """Let a queued or running scan end cancelled; False where it has ended already, or is about to."""
+    ended = scans.cancel_queued(connection, scan_id) or shards.end_early(
+        connection, scan_id, ScanState.CANCELLED, "cancelled"
+    )
+    if ended:
+        audit.note(connection, by, "cancel", tenant, scan=scan_id)
+    return ended
+
+
+def confirm(connection: Connection, by: str, suspect: Scan, tenant: str) -> tuple[Scan, bool]:
+    """A scan that deletes what was gone by a suspect one; and whether it is new. Raises Conflict."""
+    if suspect.state != ScanState.SUSPECT:
+        raise Conflict(
+            f"scan {suspect.id} cannot be confirmed: only a suspect scan can, and this one is {suspect.state}"
+        )
+    asked = scans.request(connection, suspect.tenant_id, trigger=Trigger.REQUEST, confirms=suspect.fence)
+    audit.note(connection, by, "confirm", tenant, scan=suspect.id)
+    return asked
