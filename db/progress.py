@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -46,10 +46,9 @@ class Shards(NamedTuple):
     hashed_bytes: int
 
 
-def running(
-    connection: Connection, limit: int, scan_id: str | None = None, scan_ids: Sequence[str] | None = None
-) -> Sequence[Running]:
-    """Running scans, the longest under way first; or one, or those of some that run."""
+def running(connection: Connection, limit: int, scan_id: str | None = None, *,
+            scan_ids: Sequence[str] | None = None, of: Collection[str] | None = None) -> Sequence[Running]:  # fmt: skip
+    """Running scans, the longest under way first; or one, or those of some that run. `of`: of these tenants."""
     query = (
         select(scans.c.id, tenants.c.name, tenants.c.tier, scans.c.trigger, scans.c.strategy, scans.c.started_at,
                tenants.c.watermark_files)
@@ -60,6 +59,8 @@ def running(
     )  # fmt: skip
     if scan_id is not None:
         query = query.where(scans.c.id == scan_id)
+    if of is not None:
+        query = query.where(tenants.c.name.in_(of))
     if scan_ids is not None:
         query = query.where(scans.c.id.in_(scan_ids))
     found = connection.execute(query).all()

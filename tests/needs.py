@@ -34,6 +34,7 @@ TRIALS = {
     "netns": ["unshare", "--net", "true"],
     "git": ["git", "version"],
     "pgbouncer": ["pgbouncer", "--version"],
+    "chromium": ["/usr/bin/chromium", "--version"],
     "history": ["git", "-C", os.path.dirname(__file__), "cat-file", "-e", f"{FORMER}^{{commit}}"],
     "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],
     "memory cgroup": [sys.executable, "-m", "tests.cgroups", "memory"],

@@ -18,7 +18,8 @@ from db.overview import Counts, Late, counts, late
 from db.progress import Running
 from db.tables import tenants as tenants_table
 from db.types import ScanState
-from orchestrator.cli.screen import Column, fitting, screen, shares, span
+from orchestrator.amounts import span
+from orchestrator.cli.screen import Column, fitting, screen, shares
 from orchestrator.progress import Progress
 from orchestrator.watcher import NO_STACK, Look, Watcher
 from orchestrator.workers import Worker

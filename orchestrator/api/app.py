@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from orchestrator.api import breaker, docs, feed, health, problems, scans, tenants
+from orchestrator.api import breaker, docs, feed, health, page, problems, scans, tenants
 from orchestrator.api.access import Access
 from orchestrator.api.coordination import Coordination
 from orchestrator.api.events import Pages
@@ -21,8 +21,8 @@ from orchestrator.api.tokens import parse_tokens
 from tasks.app import App
 from tasks.settings import Settings
 
-# A page of its own at `/` and `/metrics` join here.
-ROUTERS = (tenants.router, scans.router, feed.router, breaker.router, health.router)
+# `/metrics` joins here.
+ROUTERS = (tenants.router, scans.router, feed.router, breaker.router, health.router, page.router)
 ABOUT = (
     "Strandline keeps an exact, live index of many tenants' file trees, and publishes what changed as a feed that "
     "misses nothing. Ask with `Authorization: Bearer TOKEN`, where tokens are configured."
@@ -68,5 +68,5 @@ def _document(api: FastAPI) -> None:
     api.openapi = openapi  # type: ignore[method-assign]
 
     @api.get("/docs", include_in_schema=False, response_class=HTMLResponse)
-    async def page() -> HTMLResponse:
+    async def documented() -> HTMLResponse:
         return HTMLResponse(docs.page(api))

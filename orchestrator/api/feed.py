@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
@@ -16,7 +16,8 @@ from orchestrator.api.docs import events as events_content
 from orchestrator.api.docs import problems
 from orchestrator.api.models import BIGGEST, ChangesPage, Explanation, FilesPage
 from orchestrator.api.problems import Away, Problem
-from orchestrator.api.service import Here, Who, answer, exact, tenant_of
+from orchestrator.api.service import Here, Service, Who, answer, exact, tenant_of
+from orchestrator.api.tokens import Caller
 from orchestrator.api.work import blocking, database, files
 from orchestrator.documents import change_document, file_document
 from orchestrator.explain import explain
@@ -93,8 +94,12 @@ def explain_path(
     path: Annotated[str, Query(max_length=16384, description="below the root, or absolute; bytes as %XX")],
 ) -> Response:
     """Why a path was or was not hashed, skipped or reported."""
-    wanted = exact(request, "path")
-    if b"\0" in wanted:
+    return answer(explanation(service, caller, name, exact(request, "path")))
+
+
+def explanation(service: Service, caller: Caller, name: str, path: bytes) -> dict[str, Any]:
+    """The document of an explanation. Raises a problem."""
+    if b"\0" in path:
         raise Problem(422, "path holds a NUL", field="path")
     with service.access.read(caller) as connection:
         tenant = tenant_of(connection, caller, name)
@@ -103,7 +108,7 @@ def explain_path(
     except Away:
         failing = {}, 0.0
     with service.access.read(caller) as connection:
-        return answer(explain(connection, tenant, wanted, *failing))
+        return explain(connection, tenant, path, *failing)
 
 
 def _key(place: tuple[bytes, int, bytes]) -> str:

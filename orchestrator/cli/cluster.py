@@ -10,10 +10,10 @@ from sqlalchemy import Engine
 from db import overview, progress, quarantine, scans, tenants
 from db.engine import reading
 from db.types import ScanState, StrandlineError
+from orchestrator.amounts import human
 from orchestrator.cli.common import (
     coordination,
     database,
-    human,
     json_option,
     print_json,
     progress_reader,

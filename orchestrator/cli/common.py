@@ -125,15 +125,6 @@ def path_bytes(path: str) -> bytes:
     return path.encode(sys.getfilesystemencoding(), "surrogateescape")
 
 
-def human(size: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
 def refuse_unknown_state(settings: Settings) -> None:
     """A command that only reads must not make an empty state folder for a mistyped --state."""
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.common import human
+from orchestrator.amounts import human
 from orchestrator.progress import Progress
 
 

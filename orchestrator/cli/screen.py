@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.common import human, shown
+from orchestrator.amounts import human, span
+from orchestrator.cli.common import shown
 from orchestrator.watcher import Look
 
 GAP = 2
@@ -151,14 +152,3 @@ def _workers(look: Look) -> Section:
 
 def _or_dash(number: int | None) -> str:
     return "-" if number is None else str(number)
-
-
-def span(seconds: float | None) -> str:
-    """A time for people: its two largest units."""
-    if seconds is None:
-        return "-"
-    whole = round(seconds)
-    for unit, size, below, name in (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s")):
-        if whole >= size:
-            return f"{whole // size:,}{unit} {whole % size // below}{name}"
-    return f"{whole}s"

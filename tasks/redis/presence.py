@@ -44,6 +44,14 @@ def slots(client: redis.Redis, keys: Keys) -> int:
     return sum(int(value) for value in found if value is not None)
 
 
+def all_told(client: redis.Redis, keys: Keys) -> tuple[dict[str, int], dict[str, Mapping[str, Any]]]:
+    """The slots of each worker that lives, and what it told of its memory, by its name. Raises RedisError."""
+    names = sorted(name.decode() for name in _names(client, keys))
+    found: Any = client.mget([keys.worker(name) for name in names]) if names else []
+    slots = {name: int(value) for name, value in zip(names, found, strict=True) if value is not None}
+    return slots, memory(client, keys)
+
+
 def memory(client: redis.Redis, keys: Keys) -> dict[str, Mapping[str, Any]]:
     """What each worker that lives told of its memory, by its name. Raises RedisError."""
     names = sorted(name.decode() for name in _names(client, keys))
