@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
+from db import tallies
 from db.clock import clock
 from db.tables import changes, directories, said, scan_errors, scans, shards, tenants, vanished
 from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
@@ -225,7 +226,11 @@ def cancel_queued(connection: Connection, scan_id: str) -> bool:
         .where(scans.c.id == scan_id, scans.c.state == ScanState.QUEUED)
         .values(state=ScanState.CANCELLED, finished_at=clock())
     )
-    return connection.execute(query).rowcount == 1
+    if connection.execute(query).rowcount != 1:
+        return False
+    tier = select(tenants.c.tier).join(scans, scans.c.tenant_id == tenants.c.id).where(scans.c.id == scan_id)
+    tallies.add(connection, _must(get(connection, scan_id)), str(connection.execute(tier).scalar_one()))
+    return True
 
 
 def store_verdict(connection: Connection, scan_id: str, verdict: str, doubt: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import redis
 from sqlalchemy import Connection, Engine
@@ -16,7 +17,7 @@ from orchestrator.fairness import allot
 from orchestrator.windows import Windows
 from tasks import release
 from tasks.app import BULK, EXPIRES_S, INTERACTIVE, LIVES_S, App, Runtime
-from tasks.redis import mark, presence
+from tasks.redis import mark, presence, traffic
 from tasks.redis.connection import BROKER_ERRORS
 from tasks.settings import Settings
 
@@ -40,12 +41,16 @@ def dispatch(app: App, engine: Engine, settings: Settings) -> int:
     if not batch:
         return 0
     try:
+        began_s = runtime.clock_s()
         _send(app, batch)
+        took_s = runtime.clock_s() - began_s
     except BROKER_ERRORS as error:
         outage.failed("nothing can be sent", error)
         write(engine, sending.mark_sent, batch, None)
         return 0
     outage.over()
+    with suppress(redis.RedisError):  # it is on its way, counted or not
+        traffic.note(runtime.redis, runtime.keys, len(batch), took_s)
     return len(batch)
 
 

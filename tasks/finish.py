@@ -9,7 +9,7 @@ from celery import current_app, shared_task
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import losses, scans, shards, tenants
+from db import losses, scans, shards, tallies, tenants
 from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
@@ -152,6 +152,7 @@ def _published(connection: Connection, lease: shards.Lease, tenant: Tenant, plac
         )  # fmt: skip
         if place is not None:
             tenants.note_root(connection, tenant.id, filesystem=place.filesystem, inode=place.inode)
+    tallies.add(connection, ended, tenant.tier)
     return ended
 
 

@@ -83,6 +83,10 @@ class Settings(BaseSettings):
     verify_bytes: int = Field(10 << 30, ge=1, description="bytes that one scan reads again at most, on schedule")
     tick_s: float = Field(2.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
+    metrics_tenants: int = Field(
+        0, ge=0, le=100, description="tenants that metrics name, those that are behind most; 0: none is named"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -25,7 +25,7 @@ from tests.test_dying import place as place
 from tests.trees import Dir, File, build
 
 TOP = Path(__file__).parent.parent
-OLD_SCHEMA = "0003"
+OLD_SCHEMA = "0004"
 
 
 # A message, a schema

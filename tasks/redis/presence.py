@@ -44,6 +44,22 @@ def slots(client: redis.Redis, keys: Keys) -> int:
     return sum(int(value) for value in found if value is not None)
 
 
+def seen(client: redis.Redis, keys: Keys) -> dict[str, tuple[int, Mapping[str, Any] | None]]:
+    """The workers that live, by name: slots, and what each told of its memory. Raises RedisError."""
+    names = sorted(name.decode() for name in _names(client, keys))
+    if not names:
+        return {}
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.mget([keys.worker(name) for name in names])
+        pipeline.mget([keys.memory(name) for name in names])
+        slots_of, memory_of = pipeline.execute()
+    return {
+        name: (int(slots), None if told is None else json.loads(told))
+        for name, slots, told in zip(names, slots_of, memory_of, strict=True)
+        if slots is not None
+    }
+
+
 def memory(client: redis.Redis, keys: Keys) -> dict[str, Mapping[str, Any]]:
     """What each worker that lives told of its memory, by its name. Raises RedisError."""
     names = sorted(name.decode() for name in _names(client, keys))
