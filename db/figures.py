@@ -6,12 +6,13 @@ Nothing here reads what grows with files, directories, changes or with the scans
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Row, and_, case, func, or_, select, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, and_, bindparam, case, func, or_, select, type_coerce
 
 from db import overview, tallies
-from db.clock import Instant, clock
+from db.clock import Instant, clock, now
 from db.overview import Late
 from db.tables import quarantine, said, scans, shards, tenants
 from db.types import ScanState, ShardState
@@ -53,12 +54,12 @@ class Figures(NamedTuple):
 
 def read(connection: Connection, late: int) -> Figures:
     """The figures, with the `late` tenants that are behind most."""
-    states = (ScanState.QUEUED, ScanState.RUNNING)
+    moment, states = now(connection), (ScanState.QUEUED, ScanState.RUNNING)
     return Figures(
         str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()),
-        _tiers(connection),
+        _tiers(connection, moment),
         _suspect(connection),
-        [row for state in states for row in _open(connection, state)],
+        [row for state in states for row in _open(connection, state, moment)],
         _backlog(connection),
         _quarantined(connection),
         overview.late(connection, late) if late else [],
@@ -66,28 +67,33 @@ def read(connection: Connection, late: int) -> Figures:
     )
 
 
-def _age_s(connection: Connection, since: ColumnElement[Any]) -> ColumnElement[Any]:
+def _age_s(connection: Connection, since: ColumnElement[Any], moment: datetime) -> ColumnElement[Any]:
+    # The moment is a parameter: SQLite would call back into Python for the clock of each row.
+    at = bindparam(None, moment, Instant())
     if connection.dialect.name == "sqlite":
-        return (type_coerce(clock(), BigInteger) - type_coerce(since, BigInteger)) / 1e6
-    return func.extract("epoch", clock() - since)
+        return (type_coerce(at, BigInteger) - type_coerce(since, BigInteger)) / 1e6
+    return func.extract("epoch", at - since)
 
 
 def _oldest_s(age: ColumnElement[Any], which: ColumnElement[bool]) -> ColumnElement[Any]:
     return func.coalesce(func.max(case((and_(which, age > 0), age))), 0.0)
 
 
-def _tiers(connection: Connection) -> Sequence[OfTier]:
+def _tiers(connection: Connection, moment: datetime) -> Sequence[OfTier]:
     t = tenants.c
     wanted = type_coerce(overview.wanted_at(connection), Instant)
-    late, age = and_(t.enabled, wanted < clock()), _age_s(connection, t.watermark_started_at)
+    late = and_(t.enabled, wanted < moment)
+    lag, age, overdue = (
+        _age_s(connection, since, moment) for since in (wanted, t.watermark_started_at, t.next_scan_at)
+    )
     query = select(
         t.tier,
         func.count().filter(t.enabled),
         func.count().filter(~t.enabled),
         func.count().filter(late),
-        _oldest_s(_age_s(connection, wanted), late),
-        _oldest_s(age, and_(t.enabled, t.watermark_started_at.is_not(None))),
-        _oldest_s(_age_s(connection, t.next_scan_at), and_(t.enabled, t.next_scan_at.is_not(None))),
+        _oldest_s(lag, late),
+        _oldest_s(age, t.enabled),
+        _oldest_s(overdue, t.enabled),
     ).group_by(t.tier)
     return [
         OfTier(row[0], *(int(one) for one in row[1:4]), *(float(one) for one in row[4:]))
@@ -105,10 +111,10 @@ def _suspect(connection: Connection) -> dict[str, int]:
     return {tier: int(count) for tier, count in connection.execute(query.group_by(t.tier))}
 
 
-def _open(connection: Connection, state: ScanState) -> Sequence[Open]:
+def _open(connection: Connection, state: ScanState, moment: datetime) -> Sequence[Open]:
     since = scans.c.requested_at if state == ScanState.QUEUED else scans.c.started_at
     query = (
-        select(tenants.c.tier, func.count(), func.max(_age_s(connection, since)))
+        select(tenants.c.tier, func.count(), func.max(_age_s(connection, since, moment)))
         .join(scans, scans.c.tenant_id == tenants.c.id)
         .where(scans.c.state == said(state))
         .group_by(tenants.c.tier)
