@@ -25,6 +25,15 @@ class Claimed(NamedTuple):
     scan: Scan
     tenant: Tenant
 
+    @property
+    def named(self) -> dict[str, str | int]:
+        """What each line of the log tells of it."""
+        lease = self.lease
+        return {
+            "tenant": self.tenant.name, "scan": self.scan.id, "shard": lease.number, "fence": lease.fence,
+            "attempt": lease.attempt,
+        }  # fmt: skip
+
 
 def claim(connection: Connection, scan_id: str, number: int, lease_s: float) -> Claimed | None:
     """Take a shard with all that is known of its scan. None: somebody else has it, or it is over."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import resource
+from typing import Any
 
+import structlog
 from celery import current_app, shared_task
 from sqlalchemy import Connection
 
@@ -14,6 +16,7 @@ from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import Exhausted, LeaseLost, StaleDirectory
+from tasks import logs
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.careful import convict, is_careful, when_stalled
@@ -35,6 +38,7 @@ from tasks.trouble import abandon, claimed, database_failed, give_back
 from tasks.write_back import WriteBack
 
 log = logging.getLogger(__name__)
+events: Any = structlog.stdlib.get_logger(__name__)
 
 # Directories left over are shared out among at most so many new shards: the work spreads by itself.
 FAN_OUT = 4
@@ -48,7 +52,8 @@ def scan_shard(scan_id: str, number: int) -> None:
     runtime: Runtime = current_app.runtime
     ours = claimed(runtime, scan_id, number)
     if ours is not None:
-        _settle(runtime, *ours)
+        with logs.bound(**ours.named):
+            _settle(runtime, *ours)
 
 
 def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
@@ -64,6 +69,7 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
         _fail(runtime, lease, tenant, error)
     except Draining:
         write(runtime.engine, shards.release, lease)
+        events.info("shard put back", reason="this worker ends")
     except (StaleDirectory, Exhausted) as error:
         log.warning("tenant %s: shard %d is given back: %s", tenant.name, lease.number, error)
         give_back(runtime, lease, str(error))
@@ -77,7 +83,7 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
 
 
 def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
-    settings, lease = runtime.settings, holder.lease
+    settings, lease, began_s = runtime.settings, holder.lease, runtime.clock_s()
     runtime.governor.begin()
     with reading(runtime.engine) as connection:
         quarantined = quarantine.reasons(connection, tenant.id)
@@ -101,7 +107,11 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
             write_back.flush()  # what is done is not done again
             raise
         holder.at = None
-        write(runtime.engine, _complete, lease, pipeline, rest, settings.lease_s)
+        more = write(runtime.engine, _complete, lease, pipeline, rest, settings.lease_s)
+        events.info(
+            "shard done", **progress.counted, directories_unchanged=pipeline.directories_unchanged, more_shards=more,
+            duration_s=round(runtime.clock_s() - began_s, 3),
+        )  # fmt: skip
 
 
 def limits_of(settings: Settings, tenant: Tenant) -> Limits:
@@ -122,27 +132,29 @@ def rule_sources(tenant: Tenant) -> RuleSources:
     return RuleSources(Rules().below(own), (GIT_RULE_FILE, RULE_FILE) if tenant.gitignore else (RULE_FILE,))
 
 
-def _complete(connection: Connection, lease: shards.Lease, pipeline: Pipeline, rest: Frontier, lease_s: float) -> None:
-    """Done: the rest becomes new shards, and the finish ready if this was the last, in one transaction."""
+def _complete(connection: Connection, lease: shards.Lease, pipeline: Pipeline, rest: Frontier, lease_s: float) -> int:
+    """Done: the rest becomes new shards (so many), and the finish ready if this was the last, in one transaction."""
     scan = scans.lock(connection, lease.scan_id)
     if scan is None:
         raise LeaseLost(f"scan {lease.scan_id} is no more")
     shards.renew(connection, lease, lease_s)
     parts = [part for piece in pipeline.pieces for part in piece.shared_out(FAN_OUT)]
-    shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue)
+    added = len(shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue))
     tree.disown(connection, lease.tenant_id, [piece.directory_id for piece in pipeline.pieces])
     left = tree.count_owned(connection, lease.tenant_id, lease.fence, lease.number)
     if left:
         pieces = [Frontier().dump()] * min(left, FAN_OUT)
         numbers = shards.add(connection, scan, pieces, lease.queue)
         tree.hand_over(connection, lease.tenant_id, lease.fence, lease.number, numbers)
+        added += len(numbers)
     if rest.ranged:
-        shards.add(connection, scan, [rest.dump()], lease.queue)
+        added += len(shards.add(connection, scan, [rest.dump()], lease.queue))
     shards.complete(
         connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
         directories_unchanged=pipeline.directories_unchanged, other=pipeline.other, **pipeline.walked,
     )  # fmt: skip
     shards.ready_finish(connection, lease.scan_id)
+    return added
 
 
 def _fail(runtime: Runtime, lease: shards.Lease, tenant: Tenant, error: filesystem.Unreadable) -> None:

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     verify_bytes: int = Field(10 << 30, ge=1, description="bytes that one scan reads again at most, on schedule")
     tick_s: float = Field(2.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="how logs are written; auto: text on a terminal and under `up`, else JSON, an object a line"
+    )
     metrics_tenants: int = Field(
         0, ge=0, le=100, description="tenants that metrics name, those that are behind most; 0: none is named"
     )

@@ -1,14 +1,16 @@
 """Metrics: what a real run exposes, and that nothing which is away or hangs keeps a scrape waiting."""
 
+import asyncio
+import json
 import os
 import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import redis
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
@@ -144,9 +146,13 @@ def test_the_tenants_that_are_behind_most_are_named_only_where_that_is_asked_for
 def test_http_gives_it_in_the_form_that_is_asked_for(exporter: Exporter) -> None:
     app = FastAPI()
     app.include_router(router(exporter))
-    with TestClient(app) as client:
-        plain = client.get("/metrics")
-        other = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+
+    async def get(**headers: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.get("/metrics", headers=headers)
+
+    plain = asyncio.run(get())
+    other = asyncio.run(get(Accept="application/openmetrics-text; version=1.0.0"))
 
     assert plain.status_code == 200 and plain.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert other.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
@@ -161,6 +167,28 @@ def test_every_name_has_help_and_a_unit_that_prometheus_knows(exporter: Exporter
     typed = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
     assert described == typed and all(name.startswith("strandline_") for name in typed) and len(typed) > 30
     assert not [name for name in typed if name.endswith(("_ms", "_kb", "_mb", "_minutes"))]
+
+
+# Logs of the same run
+
+
+def test_each_shard_and_each_scan_says_one_line_that_a_machine_can_read(field: Field) -> None:
+    name, _ = field.tenant()
+    document = field.scan(name)
+
+    def lines() -> list[dict]:
+        written = field.process("worker").stderr.content.decode().splitlines()
+        return [line for line in map(json.loads, written) if line.get("tenant") == name]
+
+    said = wait_until(lambda: len(found := lines()) == 2 and found, 20, "a line for the shard and one for the scan")
+    shard, scan = said
+    assert (shard["event"], scan["event"]) == ("shard done", "scan succeeded")
+    for line, number in ((shard, 1), (scan, 0)):
+        ids = [line[field] for field in ("scan", "shard", "fence", "attempt")]
+        assert ids == [document["scan"], number, document["fence"], 1]
+    assert (shard["files"], shard["hashed_files"], shard["more_shards"]) == (25, document["hashed_files"], 0)
+    for told in ("files", "added", "directories", "hashed_bytes", "strategy", "attempts"):
+        assert scan[told] == document[told]
 
 
 # What is away

@@ -20,6 +20,7 @@ from orchestrator.roots import checked_root
 from orchestrator.session import Session
 from orchestrator.stack.embedded import Stack, default_workers, running_stack
 from orchestrator.stack.state import StateFolder
+from tasks import logs
 from tasks.settings import without_passwords
 
 
@@ -45,6 +46,7 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
         who = f" (process {running.pid})" if running is not None else ""
         raise UsageError(f"a stack runs already on {folder.path}{who}; stop it, or choose another --state")
     interrupts.catch()
+    logs.configure(settings, "WARNING", for_people=True)
     with (
         running_stack(
             settings, folder, workers=default_workers(settings), full=True, piped=True, host=host

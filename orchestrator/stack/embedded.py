@@ -43,6 +43,7 @@ class Stack:
             update={
                 "database_url": settings.database_url or state.database_url,
                 "redis_url": settings.redis_url or unix_url(str(self._socket)),
+                "log_format": "text" if settings.log_format == "auto" else settings.log_format,
             }
         )
         self._state = state

@@ -7,6 +7,7 @@ come to us (PR_SET_CHILD_SUBREAPER) and are waited for.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import selectors
 import signal
@@ -128,6 +129,7 @@ def _run(name: str, work: Callable[[], None]) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - the last frame of this process: said, and then it ends
         print(f"{name} failed: {error!r}", file=sys.stderr)  # noqa: T201
     finally:
+        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

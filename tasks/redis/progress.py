@@ -84,6 +84,11 @@ class Progress:
         if self._told and not isinstance(error, LeaseLost):  # else it is another's word by now
             self._do(lambda: self._client.hdel(self._key, str(self._lease.number)))
 
+    @property
+    def counted(self) -> dict[str, int]:
+        """What was done by this holder, by the names in COUNTED."""
+        return {name: self._counted[name] for name in COUNTED}
+
     def add(self, **counted: int) -> None:
         """Count, by the names in COUNTED."""
         self._counted.update(counted)
