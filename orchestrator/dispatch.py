@@ -37,12 +37,12 @@ def dispatch(app: App, engine: Engine, settings: Settings) -> int:
         outage.failed("nothing can be sent", error)
         return 0
     windows = Windows(slots, settings.window, settings.scan_window)
-    batch = write(engine, _mark, windows, settings.ageing_s, unread)
+    batch, names = write(engine, _mark, windows, settings.ageing_s, unread)
     if not batch:
         return 0
     try:
         began_s = runtime.clock_s()
-        _send(app, batch)
+        _send(app, batch, names)
         took_s = runtime.clock_s() - began_s
     except BROKER_ERRORS as error:
         outage.failed("nothing can be sent", error)
@@ -68,7 +68,10 @@ def _unread(runtime: Runtime) -> int:
         return sum(pipeline.execute())
 
 
-def _mark(connection: Connection, windows: Windows, ageing_s: float, unread: int) -> Sequence[Sendable]:
+def _mark(
+    connection: Connection, windows: Windows, ageing_s: float, unread: int
+) -> tuple[Sequence[Sendable], Mapping[str, str]]:
+    """What is to be sent, and of each scan the name of its tenant."""
     running = sending.contenders(connection, windows.in_all)
     given = allot(running, windows, ageing_s, unread)
     if given:
@@ -76,7 +79,7 @@ def _mark(connection: Connection, windows: Windows, ageing_s: float, unread: int
     batch = _chosen(connection, running, given)
     if batch:
         sending.mark_sent(connection, batch, EXPIRES_S)
-    return batch
+    return batch, {one.scan_id: one.tenant for one in running}
 
 
 def _chosen(connection: Connection, running: Sequence[Contender], given: Mapping[str, int]) -> list[Sendable]:
@@ -88,12 +91,18 @@ def _chosen(connection: Connection, running: Sequence[Contender], given: Mapping
     return batch
 
 
-def _send(app: App, batch: Sequence[Sendable]) -> None:
+def _send(app: App, batch: Sequence[Sendable], names: Mapping[str, str]) -> None:
     with app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=500):
         for shard in batch:
             task = "strandline.finish" if shard.number == FINISH else "strandline.scan_shard"
             args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
             app.send_task(
                 task, args, queue=shard.queue, expires=LIVES_S, producer=producer, retry=False,
-                headers=release.headers(),
+                headers=release.headers(), argsrepr=shown(shard, names.get(shard.scan_id, "")),
             )  # fmt: skip
+
+
+def shown(shard: Sendable, tenant: str) -> str:
+    """What Flower and the log show of a message, which itself holds ids only."""
+    number = "" if shard.number == FINISH else f", shard {shard.number}"
+    return f"(tenant {tenant}, scan {shard.scan_id}{number})"

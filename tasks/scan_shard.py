@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import resource
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
-from celery import current_app, shared_task
+from celery import current_app, current_task, shared_task
 from sqlalchemy import Connection
 
 from db import quarantine, scans, shards, tree
@@ -92,7 +94,7 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     gate = Gate(holder, write_back, breaker, quarantined, careful=is_careful(lease))
     holder.at = b""
     with (
-        Progress(runtime.redis, runtime.keys, lease, runtime.clock_s, runtime.outage) as progress,
+        Progress(runtime.redis, runtime.keys, lease, runtime.clock_s, runtime.outage, _announcer()) as progress,
         Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant),
              touching=holder.look_at) as root,
     ):  # fmt: skip
@@ -112,6 +114,13 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
             "shard done", **progress.counted, directories_unchanged=pipeline.directories_unchanged, more_shards=more,
             duration_s=round(runtime.clock_s() - began_s, 3),
         )  # fmt: skip
+
+
+def _announcer() -> Callable[..., None] | None:
+    """What sends events of this task's progress, where events are on: Flower then shows it as its state."""
+    if not current_task or not current_app.conf.worker_send_task_events:
+        return None
+    return partial(current_task.send_event, "task-progress", retry=False)
 
 
 def limits_of(settings: Settings, tenant: Tenant) -> Limits:

@@ -18,6 +18,7 @@ from orchestrator.cli.scan import CANCEL_WITHIN_S
 from orchestrator.documents import scan_document
 from orchestrator.roots import checked_root
 from orchestrator.session import Session
+from orchestrator.stack import flower
 from orchestrator.stack.embedded import Stack, default_workers, running_stack
 from orchestrator.stack.state import StateFolder
 from tasks import logs
@@ -37,6 +38,7 @@ def up(paths: tuple[str, ...], host: str, once: bool, workers: int | None, state
     Example: strandline up --dir ~/Documents --dir ~/Code
     """
     settings = settings_of(state, workers=workers)
+    flower.check(settings, host)
     roots = [checked_root(path_bytes(path), settings) for path in paths]
     if once and not roots:
         raise UsageError("--once needs a --dir to scan")

@@ -50,6 +50,7 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     # A line a scan and a shard is wanted where Celery's own lines for every message are not.
     logs.configure(app.runtime.settings, level, ours="INFO" if serving else "WARNING")
+    app.conf.worker_send_task_events = serving  # its children look at that
     app.steps["consumer"].update((Doubt, Presence))
     chosen = app.subclass_with_self("orchestrator.stack.worker:Worker", name="Worker")(
         autoscale=(processes, 1), pool=TaskPool, loglevel=level, queues=queues or ",".join(QUEUES),
@@ -70,9 +71,3 @@ def beat(app: App, *, level: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logs.configure(app.runtime.settings, level)
     Beat(app=app, loglevel=level, scheduler_cls="orchestrator.beat:Scheduler", quiet=True).run()
-
-
-def flower(app: App, *, host: str, port: int) -> None:
-    """Flower on an address of ours."""
-    logs.configure(app.runtime.settings, "ERROR")
-    app.start(argv=["flower", f"--address={host}", f"--port={port}", "--logging=none"])
