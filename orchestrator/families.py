@@ -96,12 +96,12 @@ def _of_tiers(found: Figures) -> Iterator[Metric]:
         for tier in found.tiers:
             family.add_metric([tier.tier], value(tier))
         yield family
-    if found.late:
-        behind = _gauge("tenant_lag_seconds", "By how much a tenant's index is too old; those behind most", "tenant",
-                        "tier")  # fmt: skip
-        for one in found.late:
-            behind.add_metric([one.tenant, one.tier], one.late_s)
-        yield behind
+    behind = _gauge(
+        "tenant_lag_seconds", "By how much a tenant's index is too old; those behind most", "tenant", "tier"
+    )
+    for one in found.late:
+        behind.add_metric([one.tenant, one.tier], one.late_s)
+    yield behind
 
 
 def _of_open(found: Figures) -> Iterator[Metric]:

@@ -3,13 +3,16 @@
 import asyncio
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 import redis
+import yaml
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
@@ -23,12 +26,13 @@ from orchestrator.metrics import FRESH_S, WITHIN_S, Exporter
 from tasks.core.breaker import Covers, Failed, Key, Limits, State
 from tasks.redis import breaker
 from tasks.redis.keys import Keys
+from tests import trees
 from tests.field import Field
 from tests.field import field as field
 from tests.trees import File, build
 from tests.waiting import wait_until
 
-FIELD = {"STRANDLINE_TICK_S": "0.2"}
+FIELD = {"STRANDLINE_TICK_S": "0.2", "STRANDLINE_BREAKER_FAILURES": "1"}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -138,7 +142,7 @@ def test_the_tenants_that_are_behind_most_are_named_only_where_that_is_asked_for
 
     with field.redis() as client:
         text, _ = Exporter(field.engine, client, Keys("strandline:")).exposition()
-    assert b"strandline_tenant_lag_seconds" not in text and name.encode() not in text
+    assert not [one for one in samples(text) if one[0] == "strandline_tenant_lag_seconds"] and name.encode() not in text
     with writing(field.engine) as connection:
         connection.execute(update(tenants_table).where(tenants_table.c.name == name).values(interval_s=1_000_000))
 
@@ -167,6 +171,106 @@ def test_every_name_has_help_and_a_unit_that_prometheus_knows(exporter: Exporter
     typed = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
     assert described == typed and all(name.startswith("strandline_") for name in typed) and len(typed) > 30
     assert not [name for name in typed if name.endswith(("_ms", "_kb", "_mb", "_minutes"))]
+
+
+# Dashboard and alerts
+
+COMPOSE = Path(__file__).parent.parent / "compose"
+RULES = {
+    rule["alert"]: rule
+    for group in yaml.safe_load((COMPOSE / "prometheus" / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+}
+DASHBOARD = json.loads((COMPOSE / "grafana" / "dashboards" / "strandline.json").read_text())
+SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "summary": ["", "_sum", "_count"]}
+# All that the rules which need no history are made of.
+SIMPLE = re.compile(
+    r"(?:(sum|max)(?: by \((\w+)\) )?\()?(strandline_\w+)(?:\{(\w+)(=~?)\"(.+)\"\})?\)? (==|>) ([\d.]+)"
+)
+
+
+def expressions() -> list[str]:
+    panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
+    return [*panels, *(rule["expr"] for rule in RULES.values())]
+
+
+def fires(alert: str, found: Samples) -> bool:
+    """Would this alert's expression, which needs no history, hold for these samples?"""
+    parsed = SIMPLE.fullmatch(RULES[alert]["expr"])
+    assert parsed, f"{alert} is no simple comparison"
+    how, by, name, label, match, wanted, comparison, bound = parsed.groups()
+    groups: dict[str, list[float]] = {}
+    for (sample, labels), number in found.items():
+        told = dict(labels)
+        fits = label is None or re.fullmatch(wanted if match == "=~" else re.escape(wanted), told.get(label, ""))
+        if sample == name and fits:
+            groups.setdefault("" if how and not by else told[by] if by else str(labels), []).append(number)
+    values = [{"sum": sum, "max": max, None: max}[how](numbers) for numbers in groups.values()]
+    return any(value == float(bound) if comparison == "==" else value > float(bound) for value in values)
+
+
+def test_dashboard_and_alerts_ask_only_for_what_a_real_run_tells(exporter: Exporter) -> None:
+    text = exporter.exposition()[0].decode()
+    kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE "))
+    names = {name.removesuffix("_total") + end if kind == "counter" else name + end
+             for name, kind in kinds.items() for end in SUFFIXES.get(kind, [""])}  # fmt: skip
+    labels: dict[str, set[str]] = {}
+    for name, told in samples(text.encode()):
+        labels.setdefault(name, set()).update(label for label, _ in told)
+
+    asked = {name for expression in expressions() for name in re.findall(r"strandline_\w+", expression)}
+    assert len(asked) > 35 and asked <= names, asked - names
+    for expression in expressions():
+        grouped = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", expression)))) - {"le"}
+        matched = set(re.findall(r"(\w+)=~?\"", expression))
+        of_names = [labels[name] for name in re.findall(r"strandline_\w+", expression) if name in labels]
+        assert all(grouped | matched <= known for known in of_names), expression
+    unasked = {name for name in kinds if not any(one.startswith(name.removesuffix("_total")) for one in asked)}
+    assert unasked <= {"strandline_build_info", "strandline_tenants", "strandline_breaker_tenants",
+                       "strandline_breaker_truncated", "strandline_worker_memory_working_set_bytes"}  # fmt: skip
+
+
+def test_every_alert_says_what_is_wrong_and_how_urgent_that_is() -> None:
+    for name, rule in RULES.items():
+        assert name.startswith("Strandline") and rule["labels"]["severity"] in ("page", "ticket")
+        assert len(rule["annotations"]["summary"].split()) >= 3 and len(rule["annotations"]["description"].split()) > 3
+    assert len(RULES) == 15
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_an_alert_fires_on_what_it_is_about_and_not_before(field: Field, exporter: Exporter) -> None:
+    name, root = field.tenant()
+    field.scan(name)
+    well = scrape(exporter)
+    assert value(well, "scans_ended_total", strategy="full_initial", state="succeeded", tier="standard") >= 1
+    about = [one for one, rule in RULES.items() if SIMPLE.fullmatch(rule["expr"])]
+    assert len(about) >= 9 and not [one for one in about if fires(one, well)]
+
+    for entry in os.listdir(root):
+        trees.remove(root + b"/" + entry)
+    suspect = field.scan(name)
+    assert suspect["state"] == "suspect" and fires("StrandlineSuspectScans", scrape(exporter))
+    field.command("confirm", suspect["scan"])
+    wait_until(lambda: not fires("StrandlineSuspectScans", scrape(exporter)), 30, "it was confirmed")
+
+    os.rename(root, root + b" away")
+    assert [field.scan(name)["state"] for _ in range(2)] == ["failed"] * 2
+    broken = scrape(exporter)
+    assert [one for one in about if fires(one, broken)] == ["StrandlineRootLeftAlone"]
+
+    def failed(found: Samples) -> float:
+        return sum(
+            found[one] for one in found if one[0].endswith("scans_ended_total") and ("state", "failed") in one[1]
+        )
+
+    assert failed(broken) - failed(well) == 2
+
+    with field.redis() as client:
+        nobody = scrape(Exporter(field.engine, client, Keys("nobody:")))
+    assert "StrandlineNoWorker" in [one for one in about if fires(one, nobody)]
+    for part in ("database", "redis"):
+        away = well | {("strandline_up", (("part", part),)): 0.0}
+        assert fires(f"Strandline{part.capitalize()}Away", away)
 
 
 # Logs of the same run
