@@ -15,7 +15,7 @@ from db.sending import Contender, Sendable
 from db.shards import FINISH
 from orchestrator.fairness import allot
 from orchestrator.windows import Windows
-from tasks import release
+from tasks import release, traces
 from tasks.app import BULK, EXPIRES_S, INTERACTIVE, LIVES_S, App, Runtime
 from tasks.redis import mark, presence, traffic
 from tasks.redis.connection import BROKER_ERRORS
@@ -98,7 +98,8 @@ def _send(app: App, batch: Sequence[Sendable], names: Mapping[str, str]) -> None
             args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
             app.send_task(
                 task, args, queue=shard.queue, expires=LIVES_S, producer=producer, retry=False,
-                headers=release.headers(), argsrepr=shown(shard, names.get(shard.scan_id, "")),
+                headers=release.headers() | traces.headers(shard.scan_id),
+                argsrepr=shown(shard, names.get(shard.scan_id, "")),
             )  # fmt: skip
 
 

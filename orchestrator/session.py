@@ -18,6 +18,7 @@ from orchestrator import interrupts
 from orchestrator.progress import Progress, Reader
 from orchestrator.roots import name_for, own_patterns
 from orchestrator.tick import tick
+from tasks import traces
 from tasks.app import App
 from tasks.outage import Away, Outage
 from tasks.redis import progress
@@ -65,7 +66,9 @@ class Session:
 
     def ask(self, tenant: Tenant, *, full: bool = False, verify: bool = False) -> str:
         """Request a scan, start it where none is running, send its first shards; its id."""
+        began = traces.now()
         scan, _ = write(self.engine, scans.request, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify)
+        traces.over("request", scan.id, began, tenant=tenant.name)
         self.tick()
         return scan.id
 

@@ -16,7 +16,7 @@ from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import HASHES, Exhausted, LeaseLost, ScanState
-from tasks import logs
+from tasks import traces
 from tasks.app import Runtime, nudge
 from tasks.careful import when_stalled
 from tasks.core import filesystem
@@ -29,7 +29,7 @@ from tasks.keeper import Keeper
 from tasks.lease import Holder
 from tasks.redis import watermark
 from tasks.scan_shard import peak_memory_bytes
-from tasks.trouble import claimed, database_failed, give_back
+from tasks.trouble import carried, claimed, database_failed, give_back
 
 log = logging.getLogger(__name__)
 events: Any = structlog.stdlib.get_logger(__name__)
@@ -51,7 +51,7 @@ def finish(scan_id: str) -> None:
     runtime: Runtime = current_app.runtime
     ours = claimed(runtime, scan_id, shards.FINISH)
     if ours is not None:
-        with logs.bound(**ours.named):
+        with ours.told("finish", carried()):
             _end(runtime, *ours)
 
 
@@ -137,6 +137,10 @@ def _publish(holder: Holder, tenant: Tenant, place: Place | None) -> None:
     events.info(
         f"scan {ended.state}", **{name: getattr(ended, name) for name in TOLD},
         duration_s=round((ended.finished_at - ended.started_at).total_seconds(), 3),
+    )  # fmt: skip
+    traces.scan_ended(
+        ended.id, ended.requested_at, ended.finished_at, failed=ended.state == ScanState.FAILED, tenant=tenant.name,
+        state=ended.state, strategy=ended.strategy or "", files=ended.files, shards=ended.shards,
     )  # fmt: skip
 
 

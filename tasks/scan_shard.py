@@ -18,7 +18,6 @@ from db.engine import reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import Exhausted, LeaseLost, StaleDirectory
-from tasks import logs
 from tasks.app import Runtime, nudge
 from tasks.budget import Budget
 from tasks.careful import convict, is_careful, when_stalled
@@ -36,7 +35,7 @@ from tasks.pipeline import Pipeline
 from tasks.redis.breaker import Breaker
 from tasks.redis.progress import Progress
 from tasks.settings import Settings
-from tasks.trouble import abandon, claimed, database_failed, give_back
+from tasks.trouble import abandon, carried, claimed, database_failed, give_back
 from tasks.write_back import WriteBack
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def scan_shard(scan_id: str, number: int) -> None:
     runtime: Runtime = current_app.runtime
     ours = claimed(runtime, scan_id, number)
     if ours is not None:
-        with logs.bound(**ours.named):
+        with ours.told("shard", carried()):
             _settle(runtime, *ours)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from celery import current_task
 from sqlalchemy import Connection
@@ -36,6 +36,11 @@ OUTLASTED_S = 10.0
 PAUSES_S = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
 # So that a message does not go round and round.
 SENT_AGAIN_AFTER_S = 1.0
+
+
+def carried() -> Mapping[str, Any]:
+    """The headers of the message that this task came with; none where it was called."""
+    return (current_task.request.headers or {}) if current_task else {}
 
 
 def claimed(runtime: Runtime, scan_id: str, number: int) -> Claimed | None:

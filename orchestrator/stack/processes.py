@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
+from tasks import traces
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SOONER = 300  # thousandths of all memory, which the kernel counts a process as larger
@@ -129,6 +131,7 @@ def _run(name: str, work: Callable[[], None]) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - the last frame of this process: said, and then it ends
         print(f"{name} failed: {error!r}", file=sys.stderr)  # noqa: T201
     finally:
+        traces.end()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
