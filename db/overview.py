@@ -39,7 +39,7 @@ def counts(connection: Connection) -> Counts:
     """What there is, in all."""
     t = tenants.c
     paused = case((t.enabled, 0), else_=1)
-    behind = case((and_(t.enabled, _wanted(connection) < clock()), 1), else_=0)
+    behind = case((and_(t.enabled, wanted_at(connection) < clock()), 1), else_=0)
     query = select(func.count(), *(func.coalesce(func.sum(one), 0) for one in (paused, behind)))
     known, resting, late_total = map(int, connection.execute(query.select_from(tenants)).one())
     states = (ScanState.RUNNING, ScanState.QUEUED)
@@ -72,7 +72,7 @@ def late(connection: Connection, limit: int) -> Sequence[Late]:
     started, or since they were added where there is none.
     """
     t = tenants.c
-    wanted = _wanted(connection)
+    wanted = wanted_at(connection)
     query = (
         select(t.name, t.tier, t.interval_s, t.watermark_started_at, wanted.label("wanted"))
         .where(t.enabled, wanted < clock())
@@ -87,7 +87,7 @@ def late(connection: Connection, limit: int) -> Sequence[Late]:
     ]  # fmt: skip
 
 
-def _wanted(connection: Connection) -> ColumnElement[datetime]:
+def wanted_at(connection: Connection) -> ColumnElement[datetime]:
     """When the next complete scan of a tenant should have begun at the latest."""
     t = tenants.c
     seen = func.coalesce(t.watermark_started_at, t.created_at)

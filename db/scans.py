@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from db import named, webhooks
+from db import named, tallies, webhooks
 from db.clock import clock
 from db.tables import changes, directories, said, scan_errors, scans, shards, tenants, vanished
 from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
@@ -250,10 +250,14 @@ def cancel_queued(connection: Connection, scan_id: str) -> bool:
         .where(scans.c.id == scan_id, scans.c.state == ScanState.QUEUED)
         .values(state=ScanState.CANCELLED, finished_at=clock())
     )
-    tenant_id = connection.execute(query.returning(scans.c.tenant_id)).scalar()
-    if tenant_id is not None:
-        webhooks.scan_ended(connection, tenant_id, scan_id)
-    return tenant_id is not None
+    if connection.execute(query).rowcount != 1:
+        return False
+    scan = get(connection, scan_id)
+    assert scan is not None
+    tier = select(tenants.c.tier).where(tenants.c.id == scan.tenant_id)
+    tallies.add(connection, scan, str(connection.execute(tier).scalar_one()))
+    webhooks.scan_ended(connection, scan.tenant_id, scan_id)
+    return True
 
 
 def store_verdict(connection: Connection, scan_id: str, verdict: str, doubt: str | None = None) -> None:

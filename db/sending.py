@@ -42,6 +42,7 @@ class Contender:
     in_flight: int
     done: int
     waited_s: float
+    tenant: str = ""  # its name, for people
 
 
 def _is_sendable() -> ColumnElement[bool]:
@@ -77,7 +78,7 @@ def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
     )  # fmt: skip
     query = (
         select(scans.c.id, scans.c.tenant_id, tenants.c.tier, scans.c.trigger, tenants.c.served_at, scans.c.started_at,
-               is_open.c.ready, is_open.c.in_flight)
+               is_open.c.ready, is_open.c.in_flight, tenants.c.name)
         .join(tenants, tenants.c.id == scans.c.tenant_id)
         .join(is_open, is_open.c.scan_id == scans.c.id)
         .where(scans.c.state == said(ScanState.RUNNING))
@@ -86,7 +87,7 @@ def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
     done = {row.id: _done(connection, row.id, count_done) for row in found if row.ready + row.in_flight > 1}
     return [
         Contender(row.id, row.tenant_id, row.tier, row.trigger, row.ready, row.in_flight, done.get(row.id, 0),
-                  (now - max(row.served_at or row.started_at, row.started_at)).total_seconds())
+                  (now - max(row.served_at or row.started_at, row.started_at)).total_seconds(), row.name)
         for row in found
     ]  # fmt: skip
 

@@ -55,6 +55,12 @@ def _count(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=text("0"))
 
 
+# What is counted of a scan, in its row and in those of its kind.
+TALLIED = (
+    "directories_unchanged", "added", "modified", "deleted", "moved", "hashed_files", "hashed_bytes", "verified_files",
+    "silent_changes", "skipped_total", "errors_total", "shards", "attempts",
+)  # fmt: skip
+
 # One customer's folder, how it is scanned, and how far the last complete scan came (the watermark).
 tenants = Table(
     "tenants",
@@ -145,6 +151,8 @@ scans = Table(
     Index("uq_scans_running", "tenant_id", unique=True, postgresql_where=text("state = 'running'"),
           sqlite_where=text("state = 'running'")),
     Index("ix_scans_tenant_requested", "tenant_id", "requested_at"),
+    Index("ix_scans_suspect", "tenant_id", "fence", postgresql_where=text("state = 'suspect'"),
+          sqlite_where=text("state = 'suspect'")),
 )  # fmt: skip
 
 # The unit of claim and retry: a part of a scan's directories. Number 0 is the finish.
@@ -402,6 +410,26 @@ audit = Table(
     Column("tenant", String(100)),  # by name: it outlives the tenant
     Column("details", Text, nullable=False),  # JSON
     Index("ix_audit_at", "at"),
+)
+
+# What ended scans came to, added up for ever: for counters that survive restarts, and the pruning of old scans. One row
+# of each kind and slot: several slots, so that scans which end at once need not wait for one another.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("strategy", String(16), primary_key=True),  # empty: cancelled before it was started
+    Column("state", String(16), primary_key=True),
+    Column("tier", String(32), primary_key=True),
+    Column("took", Integer, primary_key=True, autoincrement=False),  # the bin of its duration, see tallies.BOUNDS_S …
+    Column("waited", Integer, primary_key=True, autoincrement=False),  # … and of how long it waited to be started
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    _count("scans"),
+    _count("took_ms"),
+    _count("waited_ms"),
+    _count("directories"),  # walked, as is what follows
+    _count("files"),
+    _count("bytes"),
+    *(_count(name) for name in TALLIED),
 )
 
 # One row: what may work with this schema besides the release that it was made for.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import redis
 from sqlalchemy import Connection, Engine
@@ -14,9 +15,9 @@ from db.sending import Contender, Sendable
 from db.shards import FINISH
 from orchestrator.fairness import allot
 from orchestrator.windows import Windows
-from tasks import release
+from tasks import release, traces
 from tasks.app import BULK, EXPIRES_S, INTERACTIVE, LIVES_S, App, Runtime
-from tasks.redis import mark, presence
+from tasks.redis import mark, presence, traffic
 from tasks.redis.connection import BROKER_ERRORS
 from tasks.settings import Settings
 
@@ -36,16 +37,20 @@ def dispatch(app: App, engine: Engine, settings: Settings) -> int:
         outage.failed("nothing can be sent", error)
         return 0
     windows = Windows(slots, settings.window, settings.scan_window)
-    batch = write(engine, _mark, windows, settings.ageing_s, unread)
+    batch, names = write(engine, _mark, windows, settings.ageing_s, unread)
     if not batch:
         return 0
     try:
-        _send(app, batch)
+        began_s = runtime.clock_s()
+        _send(app, batch, names)
+        took_s = runtime.clock_s() - began_s
     except BROKER_ERRORS as error:
         outage.failed("nothing can be sent", error)
         write(engine, sending.mark_sent, batch, None)
         return 0
     outage.over()
+    with suppress(redis.RedisError):  # it is on its way, counted or not
+        traffic.note(runtime.redis, runtime.keys, len(batch), took_s)
     return len(batch)
 
 
@@ -63,7 +68,10 @@ def _unread(runtime: Runtime) -> int:
         return sum(pipeline.execute())
 
 
-def _mark(connection: Connection, windows: Windows, ageing_s: float, unread: int) -> Sequence[Sendable]:
+def _mark(
+    connection: Connection, windows: Windows, ageing_s: float, unread: int
+) -> tuple[Sequence[Sendable], Mapping[str, str]]:
+    """What is to be sent, and of each scan the name of its tenant."""
     running = sending.contenders(connection, windows.in_all)
     given = allot(running, windows, ageing_s, unread)
     if given:
@@ -71,7 +79,7 @@ def _mark(connection: Connection, windows: Windows, ageing_s: float, unread: int
     batch = _chosen(connection, running, given)
     if batch:
         sending.mark_sent(connection, batch, EXPIRES_S)
-    return batch
+    return batch, {one.scan_id: one.tenant for one in running}
 
 
 def _chosen(connection: Connection, running: Sequence[Contender], given: Mapping[str, int]) -> list[Sendable]:
@@ -83,12 +91,19 @@ def _chosen(connection: Connection, running: Sequence[Contender], given: Mapping
     return batch
 
 
-def _send(app: App, batch: Sequence[Sendable]) -> None:
+def _send(app: App, batch: Sequence[Sendable], names: Mapping[str, str]) -> None:
     with app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=500):
         for shard in batch:
             task = "strandline.finish" if shard.number == FINISH else "strandline.scan_shard"
             args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
             app.send_task(
                 task, args, queue=shard.queue, expires=LIVES_S, producer=producer, retry=False,
-                headers=release.headers(),
+                headers=release.headers() | traces.headers(shard.scan_id),
+                argsrepr=shown(shard, names.get(shard.scan_id, "")),
             )  # fmt: skip
+
+
+def shown(shard: Sendable, tenant: str) -> str:
+    """What Flower and the log show of a message, which itself holds ids only."""
+    number = "" if shard.number == FINISH else f", shard {shard.number}"
+    return f"(tenant {tenant}, scan {shard.scan_id}{number})"

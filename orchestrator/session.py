@@ -19,6 +19,7 @@ from orchestrator import asking, interrupts
 from orchestrator.progress import Progress, Reader
 from orchestrator.roots import name_for, own_patterns
 from orchestrator.tick import tick
+from tasks import traces
 from tasks.app import App
 from tasks.outage import Away, Outage
 from tasks.redis import progress
@@ -68,7 +69,9 @@ class Session:
         """Request a scan (of `paths`, relative to the root, alone), start it where none is running, send its first
         shards; its id.
         """
+        began = traces.now()
         scan, _ = write(self.engine, asking.ask, CLI, tenant, full=full, verify=verify, paths=paths)
+        traces.over("request", scan.id, began, tenant=tenant.name)
         self.tick()
         return scan.id
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import redis
+import structlog
 from celery import current_app, shared_task
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import losses, scans, shards, tenants
+from db import losses, scans, shards, tallies, tenants
 from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import HASHES, Exhausted, LeaseLost, ScanState, Strategy
+from tasks import traces
 from tasks.app import Runtime, nudge
 from tasks.careful import when_stalled
 from tasks.core import filesystem
@@ -26,14 +29,20 @@ from tasks.keeper import Keeper
 from tasks.lease import Holder
 from tasks.redis import watermark
 from tasks.scan_shard import peak_memory_bytes
-from tasks.trouble import claimed, database_failed, give_back
+from tasks.trouble import carried, claimed, database_failed, give_back
 
 log = logging.getLogger(__name__)
+events: Any = structlog.stdlib.get_logger(__name__)
 
 # A finish that died so often before its verdict is done without deletions, and the scan has failed; …
 DEATHS_AT_MOST = 5
 # … after it, the rest of them is left to the next scan.
 DEATHS_ALTOGETHER = 10
+# What the line of a scan tells.
+TOLD = (
+    "strategy", "reason", "directories", "directories_unchanged", "files", "bytes", "added", "modified", "deleted",
+    "moved", "hashed_files", "hashed_bytes", "skipped_total", "errors_total", "shards", "attempts", "error",
+)  # fmt: skip
 
 
 @shared_task(name="strandline.finish")
@@ -42,7 +51,8 @@ def finish(scan_id: str) -> None:
     runtime: Runtime = current_app.runtime
     ours = claimed(runtime, scan_id, shards.FINISH)
     if ours is not None:
-        _end(runtime, *ours)
+        with ours.told("finish", carried()):
+            _end(runtime, *ours)
 
 
 def _end(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
@@ -123,9 +133,14 @@ def _judge(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_m
 def _publish(holder: Holder, tenant: Tenant, place: Place | None) -> None:
     """The last transaction. Its sums grow with the tenant; it says itself that the shard is ours."""
     ended = write(patient(holder.engine), _published, holder.lease, tenant, place)
-    log.info(
-        "tenant %s: scan %s %s, %d files, %d added, %d modified, %d deleted",
-        tenant.name, ended.id, ended.state, ended.files, ended.added, ended.modified, ended.deleted,
+    assert ended.started_at is not None and ended.finished_at is not None
+    events.info(
+        f"scan {ended.state}", **{name: getattr(ended, name) for name in TOLD},
+        duration_s=round((ended.finished_at - ended.started_at).total_seconds(), 3),
+    )  # fmt: skip
+    traces.scan_ended(
+        ended.id, ended.requested_at, ended.finished_at, failed=ended.state == ScanState.FAILED, tenant=tenant.name,
+        state=ended.state, strategy=ended.strategy or "", files=ended.files, shards=ended.shards,
     )  # fmt: skip
 
 
@@ -153,6 +168,7 @@ def _published(connection: Connection, lease: shards.Lease, tenant: Tenant, plac
         )  # fmt: skip
         if place is not None:
             tenants.note_root(connection, tenant.id, filesystem=place.filesystem, inode=place.inode)
+    tallies.add(connection, ended, tenant.tier)
     return ended
 
 

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -33,7 +34,9 @@ class Keeper:
     def __init__(self, holder: Holder, stall_s: float, stalled: Callable[[], None]) -> None:
         self._holder, self._stall_s, self._stalled = holder, stall_s, stalled
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._keep,), name="keeper", daemon=True
+        )  # what it logs is of the same shard
         self._clock = time.pthread_getcpuclockid(threading.get_ident())
 
     def __enter__(self) -> Keeper:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -12,6 +13,7 @@ from db.engine import write
 from db.scans import Scan
 from db.tenants import Tenant
 from db.types import LeaseLost
+from tasks import logs, traces
 from tasks.drain import Drain, Draining
 
 P = ParamSpec("P")
@@ -24,6 +26,19 @@ class Claimed(NamedTuple):
     lease: shards.Lease
     scan: Scan
     tenant: Tenant
+
+    @contextmanager
+    def told(self, what: str, carried: Mapping[str, Any]) -> Iterator[None]:
+        """In this block each line of the log tells which shard it is of, and what is done is a span of the scan's
+        trace. `carried`: the headers of the message that named the shard.
+        """
+        lease, scan_id = self.lease, self.scan.id
+        which = {"shard": lease.number, "fence": lease.fence, "attempt": lease.attempt}
+        with (
+            logs.bound(tenant=self.tenant.name, scan=scan_id, **which, **traces.named(scan_id)),
+            traces.span(what, scan_id, carried, tenant=self.tenant.name, **which),
+        ):
+            yield
 
 
 def claim(connection: Connection, scan_id: str, number: int, lease_s: float) -> Claimed | None:
@@ -85,4 +100,5 @@ class Holder:
             first = shards.flush(connection, self.lease, self.lease_s, reserve, settles=settles, **counted)
             return work(connection, first)
 
-        return write(self.engine, held)
+        with traces.span("flush", **counted):
+            return write(self.engine, held)

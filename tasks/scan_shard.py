@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-from celery import current_app, shared_task
+import structlog
+from celery import current_app, current_task, shared_task
 from sqlalchemy import Connection
 
 from db import quarantine, scans, shards, tree
@@ -32,10 +35,11 @@ from tasks.pipeline import Pipeline
 from tasks.redis.breaker import Breaker
 from tasks.redis.progress import Progress
 from tasks.settings import Settings
-from tasks.trouble import abandon, claimed, database_failed, give_back
+from tasks.trouble import abandon, carried, claimed, database_failed, give_back
 from tasks.write_back import WriteBack
 
 log = logging.getLogger(__name__)
+events: Any = structlog.stdlib.get_logger(__name__)
 
 # Directories left over are shared out among at most so many new shards: the work spreads by itself.
 FAN_OUT = 4
@@ -49,7 +53,8 @@ def scan_shard(scan_id: str, number: int) -> None:
     runtime: Runtime = current_app.runtime
     ours = claimed(runtime, scan_id, number)
     if ours is not None:
-        _settle(runtime, *ours)
+        with ours.told("shard", carried()):
+            _settle(runtime, *ours)
 
 
 def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -> None:
@@ -65,6 +70,7 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
         _fail(runtime, lease, tenant, error)
     except Draining:
         write(runtime.engine, shards.release, lease)
+        events.info("shard put back", reason="this worker ends")
     except (StaleDirectory, Exhausted) as error:
         log.warning("tenant %s: shard %d is given back: %s", tenant.name, lease.number, error)
         give_back(runtime, lease, str(error))
@@ -78,7 +84,7 @@ def _settle(runtime: Runtime, lease: shards.Lease, scan: Scan, tenant: Tenant) -
 
 
 def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
-    settings, lease = runtime.settings, holder.lease
+    settings, lease, began_s = runtime.settings, holder.lease, runtime.clock_s()
     runtime.governor.begin()
     with reading(runtime.engine) as connection:
         quarantined = quarantine.reasons(connection, tenant.id)
@@ -87,7 +93,7 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
     gate = Gate(holder, write_back, breaker, quarantined, careful=is_careful(lease))
     holder.at = b""
     with (
-        Progress(runtime.redis, runtime.keys, lease, runtime.clock_s, runtime.outage) as progress,
+        Progress(runtime.redis, runtime.keys, lease, runtime.clock_s, runtime.outage, _announcer()) as progress,
         Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant),
              touching=holder.look_at) as root,
     ):  # fmt: skip
@@ -102,7 +108,18 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
             write_back.flush()  # what is done is not done again
             raise
         holder.at = None
-        write(runtime.engine, _complete, lease, pipeline, rest, settings.lease_s)
+        more = write(runtime.engine, _complete, lease, pipeline, rest, settings.lease_s)
+        events.info(
+            "shard done", **progress.counted, directories_unchanged=pipeline.directories_unchanged, more_shards=more,
+            duration_s=round(runtime.clock_s() - began_s, 3),
+        )  # fmt: skip
+
+
+def _announcer() -> Callable[..., None] | None:
+    """What sends events of this task's progress, where events are on: Flower then shows it as its state."""
+    if not current_task or not current_app.conf.worker_send_task_events:
+        return None
+    return partial(current_task.send_event, "task-progress", retry=False)
 
 
 def limits_of(settings: Settings, tenant: Tenant) -> Limits:
@@ -125,26 +142,28 @@ def rule_sources(tenant: Tenant) -> RuleSources:
 
 def _complete(
     connection: Connection, lease: shards.Lease, pipeline: Pipeline, rest: Sequence[Frontier], lease_s: float
-) -> None:
-    """Done: the rest becomes new shards, and the finish ready if this was the last, in one transaction."""
+) -> int:
+    """Done: the rest becomes new shards (so many), and the finish ready if this was the last, in one transaction."""
     scan = scans.lock(connection, lease.scan_id)
     if scan is None:
         raise LeaseLost(f"scan {lease.scan_id} is no more")
     shards.renew(connection, lease, lease_s)
     parts = [part for piece in pipeline.pieces for part in piece.shared_out(FAN_OUT)]
-    shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue)
+    added = len(shards.add(connection, scan, [Frontier(piece=part).dump() for part in parts], lease.queue))
     tree.disown(connection, lease.tenant_id, [piece.directory_id for piece in pipeline.pieces])
     left = tree.count_owned(connection, lease.tenant_id, lease.fence, lease.number)
     if left:
         pieces = [Frontier().dump()] * min(left, FAN_OUT)
         numbers = shards.add(connection, scan, pieces, lease.queue)
         tree.hand_over(connection, lease.tenant_id, lease.fence, lease.number, numbers)
-    shards.add(connection, scan, [frontier.dump() for frontier in rest], lease.queue)
+        added += len(numbers)
+    added += len(shards.add(connection, scan, [frontier.dump() for frontier in rest], lease.queue))
     shards.complete(
         connection, lease, peak_memory_bytes=peak_memory_bytes(), place=str(pipeline.place),
         directories_unchanged=pipeline.directories_unchanged, other=pipeline.other, **pipeline.walked,
     )  # fmt: skip
     shards.ready_finish(connection, lease.scan_id)
+    return added
 
 
 def _fail(runtime: Runtime, lease: shards.Lease, tenant: Tenant, error: filesystem.Unreadable) -> None:

@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from db.types import UsageError
 
 PREFIX = "STRANDLINE_"
+# Never shown, not even where they cannot be used.
+SECRET = ("redis_sentinel_password", "api_tokens", "flower_auth", "flower_cookie_secret")
 
 
 def default_state_dir() -> str:
@@ -98,6 +100,28 @@ class Settings(BaseSettings):
     audit_days: float = Field(90.0, gt=0, description="days for which it is kept who changed or asked for what")
     tick_s: float = Field(2.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="how logs are written; auto: text on a terminal and under `up`, else JSON, an object a line"
+    )
+    flower_auth: str = Field(
+        "", pattern=r"^$|^[^:,\s]+:[^,\s]+(,[^:,\s]+:[^,\s]+)*$",
+        description="user:password of Flower, several separated by commas; empty: Flower listens on loopback only",
+    )  # fmt: skip
+    flower_read_only: bool = Field(True, description="Flower shows, and controls neither workers nor tasks")
+    flower_url_prefix: str = Field(
+        "", pattern=r"^[A-Za-z0-9_/-]*$", description="path below which Flower answers, behind a proxy (such as flower)"
+    )
+    flower_db: str = Field(
+        "",
+        description="file in which Flower keeps what it saw; empty: in the state folder; none: it keeps nothing",
+    )
+    flower_cookie_secret: str = Field(
+        "", description="what Flower signs its cookies with; empty: derived from STRANDLINE_FLOWER_AUTH"
+    )
+    metrics_tenants: int = Field(
+        0, ge=0, le=100, description="tenants that metrics name, those that are behind most; 0: none is named"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -128,6 +152,8 @@ def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()
+        if str(first["loc"][0]) in SECRET:
+            raise UsageError(f"{name} cannot be used (its value is not shown): {first['msg']}") from None
         raise UsageError(f"{name}={first['input']!r} cannot be used: {first['msg']}") from error
 
 

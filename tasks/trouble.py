@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from celery import current_task
 from sqlalchemy import Connection
@@ -38,6 +38,11 @@ PAUSES_S = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
 SENT_AGAIN_AFTER_S = 1.0
 
 
+def carried() -> Mapping[str, Any]:
+    """The headers of the message that this task came with; none where it was called."""
+    return (current_task.request.headers or {}) if current_task else {}
+
+
 def claimed(runtime: Runtime, scan_id: str, number: int) -> Claimed | None:
     """The shard that a message names, if it is to be had. Where this process cannot reach the database, or is too old
     for it, the message is sent again: another one may, and this one a little later.
@@ -59,7 +64,7 @@ def _send_again() -> None:
         # Not Celery's own `Reject`, which writes a traceback into the log each time.
         current_task.apply_async(
             request.args, queue=request.delivery_info["routing_key"], expires=LIVES_S, retry=False,
-            headers=request.headers,
+            headers=request.headers, argsrepr=request.argsrepr,
         )  # fmt: skip
     except BROKER_ERRORS as error:
         log.warning("a message could not be sent again, the broker does not answer: %s", error)

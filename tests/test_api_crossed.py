@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from db.types import new_scan_id
-from tests.api import ONE, OTHER, Api, migrated, scanned, serving
+from tests.api import ADMIN, ONE, OTHER, Api, migrated, scanned, serving
 from tests.servers import postgres_kinds
 
 # Of each route that needs a token: how it is asked for what is another's, and for what does not exist.
@@ -35,6 +35,8 @@ OTHERS = {("GET", "/v1/tenants"), ("POST", "/v1/tenants")}
 # These need no token, and tell nothing of any tenant.
 OPEN = {("GET", path) for path in ("/livez", "/readyz", "/docs", "/openapi.json", "/files/{name}")}
 # The page, for browsers: tests/test_page.py crosses these.
+# And these are for admins alone.
+ADMINS = {("GET", "/metrics")}
 PAGE = {("GET", "/"), ("GET", "/live"), ("GET", "/explained"), ("POST", "/confirm/{scan}")}
 
 
@@ -63,7 +65,7 @@ def _flat(routes: list) -> Iterator:
 
 
 def test_every_route_has_its_case(api: Api) -> None:
-    assert routes(api) == set(CASES) | OTHERS | OPEN | PAGE
+    assert routes(api) == set(CASES) | OTHERS | OPEN | PAGE | ADMINS
 
 
 @pytest.mark.parametrize("route", CASES, ids=" ".join)
@@ -83,6 +85,11 @@ def test_what_is_anothers_is_answered_as_what_does_not_exist_by_the_same_stateme
 
     assert answers[0] == answers[1] and answers[0][0] == 404
     assert statements[0] == statements[1] and statements[0], "the same is asked of the database"
+
+
+@pytest.mark.parametrize("route", ADMINS, ids=" ".join)
+def test_what_tells_of_all_tenants_is_for_admins(api: Api, route: tuple[str, str]) -> None:
+    assert [api.ask(*route, token).status_code for token in (ADMIN, ONE, None)] == [200, 403, 401]
 
 
 def test_its_own_is_answered(api: Api) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from db import tallies
+from db.engine import reading
 from tasks import settings as all_settings
 from tasks.app import make_app
 from tasks.finish import DEATHS_ALTOGETHER, DEATHS_AT_MOST
@@ -59,11 +61,13 @@ def place(engine: Engine) -> Iterator[Callable[[], InProcess]]:
 def test_a_scan_that_died_at_any_commit_is_carried_on(place: Callable[[], InProcess], committed: bool) -> None:
     for number in range(COMMITS_AT_MOST):
         scanned = place()
+        before = tallied(scanned)
         survived = scanned.carry_on((number, committed))
         assert survived or scanned.carry_on()
 
         document = scanned.document()
         assert document["state"] == "succeeded", number
+        assert tallied(scanned) == before + 1, number
         assert (document["added"], document["deleted"], document["moved"]) == (1, 1, 1), number
         assert scanned.index() == listing(scanned.root) == apply_feed(scanned.feed()), number
         if survived:
@@ -129,6 +133,12 @@ def test_a_finish_that_dies_of_what_it_carries_out_leaves_the_rest_to_the_next_s
     scanned.request()
     assert scanned.carry_on() and scanned.document()["state"] == "succeeded"
     assert scanned.index() == listing(scanned.root) == apply_feed(scanned.feed())
+
+
+def tallied(scanned: InProcess) -> int:
+    """So many scans were counted as ended."""
+    with reading(scanned.engine) as connection:
+        return sum(row.scans for row in tallies.totals(connection))
 
 
 def die(*_: object) -> None:

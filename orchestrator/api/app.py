@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from orchestrator.api import breaker, docs, feed, health, page, problems, scans, tenants
+from db.engine import connect
+from orchestrator.api import breaker, docs, feed, health, metrics, page, problems, scans, tenants
 from orchestrator.api.access import Access
 from orchestrator.api.coordination import Coordination
 from orchestrator.api.events import Pages
@@ -18,10 +19,11 @@ from orchestrator.api.hub import Hub
 from orchestrator.api.limits import Buckets, Guard
 from orchestrator.api.service import Service
 from orchestrator.api.tokens import parse_tokens
+from orchestrator.metrics import Exporter
 from tasks.app import App
+from tasks.redis.connection import Address
 from tasks.settings import Settings
 
-# `/metrics` joins here.
 ROUTERS = (tenants.router, scans.router, feed.router, breaker.router, health.router, page.router)
 ABOUT = (
     "Strandline keeps an exact, live index of many tenants' file trees, and publishes what changed as a feed that "
@@ -33,6 +35,8 @@ def make_api(settings: Settings, app: App) -> FastAPI:
     """The API on a database and a Redis that are configured. Raises UsageError for tokens that cannot be used."""
     tokens = parse_tokens(settings.api_tokens)
     access, redis = Access(settings.database_url), Coordination(app)
+    watched = connect(settings.database_url)  # of its own: a scrape neither waits for requests nor keeps them waiting
+    exporter = Exporter(watched, Address.of(settings).client(), app.runtime.keys, settings.metrics_tenants)
     hub = Hub(access, redis, settings.api_streams)
 
     @contextlib.asynccontextmanager
@@ -44,6 +48,7 @@ def make_api(settings: Settings, app: App) -> FastAPI:
             hub.close()
             looking.cancel()
             access.close()
+            watched.dispose()
 
     api = FastAPI(
         title="Strandline", description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None,
@@ -55,7 +60,7 @@ def make_api(settings: Settings, app: App) -> FastAPI:
         Guard, body_bytes=settings.api_body_bytes, local=not tokens, host=settings.api_host
     )  # fmt: skip
     problems.install(api)
-    for router in ROUTERS:
+    for router in (*ROUTERS, metrics.router(exporter)):
         api.include_router(router)
     _document(api)
     return api

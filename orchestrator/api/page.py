@@ -164,10 +164,10 @@ def _ago(moment: datetime, then: datetime) -> str:
 
 def _workers(service: Service) -> tuple[list[dict[str, Any]], str | None]:
     try:
-        slots, memory = service.redis.ask(lambda client: presence.all_told(client, service.redis.keys))
+        seen = service.redis.ask(lambda client: presence.seen(client, service.redis.keys))
     except Away as away:
         return [], away.detail
-    return [{"name": name, "slots": count, "memory": memory.get(name)} for name, count in sorted(slots.items())], None
+    return [{"name": name, "slots": slots, "memory": memory} for name, (slots, memory) in seen.items()], None
 
 
 def _shown(template: str, **values: Any) -> Response:

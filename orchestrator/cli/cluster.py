@@ -190,6 +190,6 @@ def list_(state: str | None, as_json: bool) -> None:
 
 def hidden(name: str, value: Any) -> Any:
     """A value for people: without passwords."""
-    if name.endswith(("_password", "_tokens")):
+    if name in all_settings.SECRET:
         return "***" if value else value
     return all_settings.without_passwords(value) if name.endswith("_url") else value

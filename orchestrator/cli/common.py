@@ -19,6 +19,7 @@ from db.types import StrandlineError, UsageError
 from orchestrator.progress import Reader
 from orchestrator.stack.state import StateFolder
 from tasks import settings as all_settings
+from tasks.core.escapes import shown as shown
 from tasks.redis.connection import Address
 from tasks.redis.keys import Keys
 from tasks.settings import Settings
@@ -113,11 +114,6 @@ def print_json(document: Any) -> None:
 def escaped(path: bytes) -> str:
     """A path for a terminal: control characters and bytes that are not UTF-8 as escapes."""
     return shown(path.decode("utf-8", "backslashreplace"))
-
-
-def shown(text: str) -> str:
-    """Text for a terminal: control characters as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def path_bytes(path: str) -> bytes:

@@ -11,6 +11,7 @@ from db.engine import connect
 from db.types import UsageError
 from orchestrator.api.listening import listen
 from orchestrator.cli.common import settings_of
+from orchestrator.stack import flower as stack_flower
 from orchestrator.stack import roles
 from orchestrator.stack.embedded import default_workers, url_of
 from tasks.app import QUEUES, App, make_app
@@ -101,12 +102,15 @@ def api(host: str | None, port: int | None, level: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port to listen on.")
 def flower(host: str, port: int) -> None:
-    """Run Flower until TERM.
+    """Run Flower until TERM. Who may see it, and whether it only shows, say STRANDLINE_FLOWER_… variables.
 
     \b
-    Example: strandline flower --port 5555
+    Example: STRANDLINE_FLOWER_AUTH=ops:password strandline flower --host 0.0.0.0
     """
-    roles.flower(_app(_cluster()), host=host, port=port)
+    settings = _cluster()
+    stack_flower.check(settings, host)
+    stack_flower.store(settings)
+    stack_flower.run(_app(settings), host=host, port=port)
 
 
 @click.command()

@@ -19,8 +19,10 @@ from orchestrator.cli.scan import CANCEL_WITHIN_S
 from orchestrator.documents import scan_document
 from orchestrator.roots import checked_root
 from orchestrator.session import Session
+from orchestrator.stack import flower
 from orchestrator.stack.embedded import Stack, default_workers, running_stack
 from orchestrator.stack.state import StateFolder
+from tasks import logs
 from tasks.settings import source, without_passwords
 
 
@@ -40,6 +42,7 @@ def up(
     Example: strandline up --dir ~/Documents --dir ~/Code
     """
     settings = settings_of(state, workers=workers, api_host=host, api_port=port)
+    flower.check(settings, settings.api_host)
     roots = [checked_root(path_bytes(path), settings) for path in paths]
     if once and not roots:
         raise UsageError("--once needs a --dir to scan")
@@ -52,6 +55,7 @@ def up(
     asked_for = port is not None or source("api_port") != "default"
     listening = listen(settings.api_host, settings.api_port, settings.api_tokens, or_any=not asked_for)
     interrupts.catch()
+    logs.configure(settings, "WARNING", for_people=True)
     with (
         listening,
         running_stack(

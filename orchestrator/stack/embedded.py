@@ -18,7 +18,7 @@ from db import schema, shards
 from db.engine import connect, write
 from db.types import StrandlineError
 from orchestrator.refill import refill
-from orchestrator.stack import broker, processes, roles
+from orchestrator.stack import broker, flower, processes, roles
 from orchestrator.stack.processes import Child, Logs
 from orchestrator.stack.state import Running, StateFolder
 from tasks.app import App, make_app
@@ -46,6 +46,7 @@ class Stack:
             update={
                 "database_url": settings.database_url or state.database_url,
                 "redis_url": settings.redis_url or unix_url(str(self._socket)),
+                "log_format": "text" if settings.log_format == "auto" else settings.log_format,
             }
         )
         self._state = state
@@ -77,9 +78,9 @@ class Stack:
         self._role("worker", lambda: roles.worker(self.app, processes=workers, serving=full, level="WARNING"))
         if full:
             port = free_port(host, FLOWER_PORT)
-            self.flower = f"http://{host}:{port}"
+            self.flower = f"http://{host}:{port}/{self.settings.flower_url_prefix.strip('/')}".rstrip("/")
             self._role("beat", lambda: roles.beat(self.app, level="WARNING"))
-            self._role("flower", lambda: roles.flower(self.app, host=host, port=port))
+            self._role("flower", lambda: flower.run(self.app, host=host, port=port))
         if api is not None:
             self.api = url_of(api)
             self._role("api", lambda: roles.api(self.app, api, level="WARNING"))
@@ -139,9 +140,10 @@ class Stack:
 
     def drain(self) -> None:
         """Let the worker end what it holds, for DRAINS_WITHIN_S at most, and stop everything."""
-        for name in ("beat", "flower"):
-            if name in self._children:
-                self._children[name].kill()
+        if "beat" in self._children:
+            self._children["beat"].kill()
+        if "flower" in self._children:
+            self._children["flower"].signal(signal.SIGTERM)  # it keeps what it saw, while the others end
         ending = [self._children[name] for name in ("api", "worker") if name in self._children]
         for child in ending:
             child.signal(signal.SIGTERM)

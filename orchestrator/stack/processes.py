@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
+from tasks import traces
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SOONER = 300  # thousandths of all memory, which the kernel counts a process as larger
@@ -40,11 +42,6 @@ def be_killed_first() -> None:
         higher = min(int(score.read()) + _SOONER, 1000)
         score.seek(0)
         score.write(str(higher))
-
-
-def log_to_stderr(level: str) -> None:
-    """What this process logs, as Celery's processes do."""
-    logging.basicConfig(format="[%(asctime)s: %(levelname)s/%(process)d] %(message)s", level=level, stream=sys.stderr)
 
 
 def adopt_orphans() -> None:
@@ -134,6 +131,8 @@ def _run(name: str, work: Callable[[], None]) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - the last frame of this process: said, and then it ends
         print(f"{name} failed: {error!r}", file=sys.stderr)  # noqa: T201
     finally:
+        traces.end()
+        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import signal
 import socket
@@ -15,7 +14,8 @@ from celery import signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from orchestrator.beat import Beat
-from orchestrator.stack.processes import be_killed_first, die_with_parent, log_to_stderr
+from orchestrator.stack.processes import be_killed_first, die_with_parent
+from tasks import logs
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt, Presence
 from tasks.memory.pool import TaskPool
@@ -46,14 +46,11 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
         die_with_parent(main)
         be_killed_first()
 
-    @signals.after_setup_logger.connect(weak=False)
-    def say_what_we_do(**_: Any) -> None:
-        # Celery warns of what its version 6 will do with tasks that run while the broker is away; ours go on without.
-        warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-        # A line a scan is wanted where Celery's own line for every message is not.
-        for name in ("tasks", "orchestrator"):
-            logging.getLogger(name).setLevel(logging.INFO if serving else logging.WARNING)
-
+    # Celery warns of what its version 6 will do with tasks that run while the broker is away; ours go on without.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+    # A line a scan and a shard is wanted where Celery's own lines for every message are not.
+    logs.configure(app.runtime.settings, level, ours="INFO" if serving else "WARNING")
+    app.conf.worker_send_task_events = serving  # its children look at that
     app.steps["consumer"].update((Doubt, Presence))
     chosen = app.subclass_with_self("orchestrator.stack.worker:Worker", name="Worker")(
         autoscale=(processes, 1), pool=TaskPool, loglevel=level, queues=queues or ",".join(QUEUES),
@@ -72,6 +69,7 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
 def beat(app: App, *, level: str) -> None:
     """Beat with its few static entries; it keeps nothing on disk."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    logs.configure(app.runtime.settings, level)
     Beat(app=app, loglevel=level, scheduler_cls="orchestrator.beat:Scheduler", quiet=True).run()
 
 
@@ -79,13 +77,8 @@ def api(app: App, listening: socket.socket, *, level: str) -> None:
     """The HTTP API on a socket that listens; with TERM it ends what is under way, and the process with it."""
     from orchestrator.api.serve import serve  # FastAPI takes a while to import, and the others do without
 
-    log_to_stderr(level)
+    logs.configure(app.runtime.settings, level)
     serve(app.runtime.settings, app, listening, level=level)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # a thread may hang in somebody's mount
-
-
-def flower(app: App, *, host: str, port: int) -> None:
-    """Flower on an address of ours."""
-    app.start(argv=["flower", f"--address={host}", f"--port={port}", "--logging=error"])

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -74,6 +75,32 @@ def read_all(client: redis.Redis, keys: Keys, tenant_ids: Sequence[int]) -> Iter
         yield read(client, keys, tenant_id) if exists else ({}, 0.0)
 
 
+class States(NamedTuple):
+    """Entries by what they cover and by their state, the roots by theirs, of so many tenants; `more` have some too."""
+
+    entries: Counter[tuple[Covers, State]]
+    roots: Counter[State]
+    tenants: int
+    more: bool
+
+
+def states(client: redis.Redis, keys: Keys, most: int) -> States:
+    """How many entries there are, of so many tenants at most. Raises RedisError."""
+    found: Any = client.time()
+    now = found[0] + found[1] / 1e6
+    client.zremrangebyscore(keys.breakers(), "-inf", now)
+    members: Any = client.zrange(keys.breakers(), 0, most)
+    with client.pipeline(transaction=False) as pipeline:
+        for tenant_id in members[:most]:
+            pipeline.hget(keys.breaker(int(tenant_id)), "document")
+        documents = [_load(text.decode()) for text in pipeline.execute() if text is not None]
+    of_all = [(key, entry.state(now)) for entries in documents for key, entry in entries.items()]
+    return States(
+        Counter((key.covers, state) for key, state in of_all), Counter(state for key, state in of_all if key == ROOT),
+        len(documents), len(members) > most,
+    )  # fmt: skip
+
+
 def roots_open(client: redis.Redis, keys: Keys, tenant_ids: Sequence[int]) -> set[int]:
     """Those of these tenants whose root must not be tried now. Raises RedisError."""
     found = zip(tenant_ids, read_all(client, keys, tenant_ids), strict=True)
@@ -91,8 +118,12 @@ def change(client: redis.Redis, keys: Keys, tenant_id: int, limits: Limits,
         told[:] = [(before, decide(before, now), now)]
         return _dump(told[0][1])
 
-    if document.change(client, keys.breaker(tenant_id), limits.window_s + limits.open_s, swap):
-        _tell(tenant_id, *told[0])
+    life_s = limits.window_s + limits.open_s
+    if document.change(client, keys.breaker(tenant_id), life_s, swap):
+        before, after, now = told[0]
+        if after:
+            client.zadd(keys.breakers(), {str(tenant_id): now + life_s})
+        _tell(tenant_id, before, after, now)
 
 
 def reset(client: redis.Redis, keys: Keys, tenant_id: int, path: bytes | None, limits: Limits) -> int:

@@ -21,6 +21,16 @@ class Keys:
         """Hash {version, document}: what failed lately of a tenant. Expires once nothing of it counts any more."""
         return f"{self.prefix}breaker:{tenant_id}"
 
+    def breakers(self) -> str:
+        """Sorted set, for ever: the tenants who may have a breaker's document, each with when that expires at the
+        latest (seconds since the epoch, by Redis's clock).
+        """
+        return f"{self.prefix}breakers"
+
+    def sending(self) -> str:
+        """Hash {batches, shards, seconds}, for ever: what sending shards came to. It begins anew where it is lost."""
+        return f"{self.prefix}sending"
+
     def watermark(self, tenant_id: int) -> str:
         """Hash {fence, started_at, files}: the last complete scan of a tenant. Expires 30 days after it."""
         return f"{self.prefix}watermark:{tenant_id}"

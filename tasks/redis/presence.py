@@ -44,12 +44,20 @@ def slots(client: redis.Redis, keys: Keys) -> int:
     return sum(int(value) for value in found if value is not None)
 
 
-def all_told(client: redis.Redis, keys: Keys) -> tuple[dict[str, int], dict[str, Mapping[str, Any]]]:
-    """The slots of each worker that lives, and what it told of its memory, by its name. Raises RedisError."""
+def seen(client: redis.Redis, keys: Keys) -> dict[str, tuple[int, Mapping[str, Any] | None]]:
+    """The workers that live, by name: slots, and what each told of its memory. Raises RedisError."""
     names = sorted(name.decode() for name in _names(client, keys))
-    found: Any = client.mget([keys.worker(name) for name in names]) if names else []
-    slots = {name: int(value) for name, value in zip(names, found, strict=True) if value is not None}
-    return slots, memory(client, keys)
+    if not names:
+        return {}
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.mget([keys.worker(name) for name in names])
+        pipeline.mget([keys.memory(name) for name in names])
+        slots_of, memory_of = pipeline.execute()
+    return {
+        name: (int(slots), None if told is None else json.loads(told))
+        for name, slots, told in zip(names, slots_of, memory_of, strict=True)
+        if slots is not None
+    }
 
 
 def memory(client: redis.Redis, keys: Keys) -> dict[str, Mapping[str, Any]]:

@@ -17,12 +17,15 @@ import redis
 from db.progress import COUNTED
 from db.shards import Lease
 from db.types import LeaseLost
+from tasks.redis.connection import BROKER_ERRORS
 from tasks.redis.keys import Keys
 from tasks.redis.outage import Outage
 
 log = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 0.25
+# An event for Flower costs more than a word for Redis, and every process that listens.
+ANNOUNCED_EVERY_S = 2.0
 KEPT_S = 3600
 # The rate is that of so many seconds: long enough to be steady, short enough to be true now.
 RATE_OVER_S = 5.0
@@ -59,20 +62,22 @@ class Rate:
 
 
 class Progress:
-    """Counts in memory what a shard does, and tells Redis from time to time. Without Redis the scan goes on.
+    """Counts in memory what a shard does, and tells Redis from time to time. Without Redis the scan goes on. Less often
+    the same is given to `announce`, which may raise one of BROKER_ERRORS.
 
     with Progress(…) as progress:  # what was told is taken back at the end: from then on the database knows it
         progress.add(files=1)
     """
 
     def __init__(self, client: redis.Redis, keys: Keys, lease: Lease, clock_s: Callable[[], float],
-                 outage: Outage) -> None:  # fmt: skip
+                 outage: Outage, announce: Callable[..., None] | None = None) -> None:  # fmt: skip
         self._client = client
+        self._announce = announce
         self._key = keys.progress(lease.scan_id)
         self._lease = lease
         self._clock_s = clock_s
         self._outage = outage
-        self._looked_s = clock_s()
+        self._looked_s = self._announced_s = clock_s()
         self._rate = Rate(self._looked_s)
         self._told = False
         self._counted: Counter[str] = Counter()
@@ -83,6 +88,11 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._told and not isinstance(error, LeaseLost):  # else it is another's word by now
             self._do(lambda: self._client.hdel(self._key, str(self._lease.number)))
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """What was done by this holder, by the names in COUNTED."""
+        return {name: self._counted[name] for name in COUNTED}
 
     def add(self, **counted: int) -> None:
         """Count, by the names in COUNTED."""
@@ -103,13 +113,16 @@ class Progress:
                 pipeline.execute()
 
         self._told |= self._do(tell)
+        if self._announce is not None and self._looked_s - self._announced_s >= ANNOUNCED_EVERY_S:
+            self._announced_s, announce = self._looked_s, self._announce
+            self._do(lambda: announce(**totals, rate=word.rate))
 
     def _do(self, what: Callable[[], Any]) -> bool:
         if self._outage.paused:
             return False
         try:
             what()
-        except redis.RedisError as error:
+        except BROKER_ERRORS as error:
             self._outage.failed("progress is not shown", error)
             return False
         self._outage.over()
