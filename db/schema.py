@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from db import row_security
 from db.engine import patient, reading, write
 from db.failures import Failure, failure_of
 from db.types import DatabaseError
@@ -59,6 +60,8 @@ def migrate(engine: Engine) -> bool:
         _only_one(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if connection.dialect.name == "postgresql":
+            row_security.prepare(connection)
 
     try:
         write(patient(engine), upgrade)

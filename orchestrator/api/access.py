@@ -5,6 +5,7 @@ A database that does not answer is not asked by every request anew: while it is 
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
@@ -16,11 +17,14 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from db import row_security
 from db.engine import connect, patient, reading, write
 from db.failures import Failure, failure_of
 from orchestrator.api.problems import Away
 from orchestrator.api.tokens import Caller
 from orchestrator.api.work import is_too_late
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +48,7 @@ class Access:
         self._lock = threading.Lock()
         self._away = False
         self._next_s = 0.0
+        self._has_role = self._warned = False
 
     @contextmanager
     def read(self, caller: Caller) -> Iterator[Connection]:
@@ -80,7 +85,20 @@ class Access:
             return write(patient(self._engine), within)
 
     def _narrow(self, connection: Connection, caller: Caller) -> None:
-        """Where the database itself is to know whose rows may be seen, it is told here."""
+        """From here on the database itself keeps tenants apart, where it can."""
+        if connection.dialect.name != "postgresql":
+            return
+        if not self._has_role:
+            self._has_role = row_security.is_usable(connection)
+        if self._has_role:
+            row_security.narrow(connection, caller.tenants)
+        elif not self._warned:
+            self._warned = True
+            log.warning(
+                "row-level security is off: the role %s cannot be used; let an administrator of the database say "
+                "CREATE ROLE %s NOLOGIN, grant it to this user, and run `strandline migrate` again",
+                row_security.ROLE, row_security.ROLE,
+            )  # fmt: skip
 
     @contextmanager
     def _noted(self) -> Iterator[None]:

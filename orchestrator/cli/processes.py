@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from db import schema
-from db.engine import connect
+from db import row_security, schema
+from db.engine import connect, write
 from db.types import UsageError
 from orchestrator.api.listening import listen
 from orchestrator.cli.common import settings_of
@@ -126,6 +126,12 @@ def migrate() -> None:
     engine = connect(settings.database_url)
     try:
         changed = schema.migrate(engine)
+        if engine.dialect.name == "postgresql" and not write(engine, row_security.prepare):
+            click.echo(
+                f"row-level security is off: this user may not make the role {row_security.ROLE}, and has none; let an "
+                f"administrator say CREATE ROLE {row_security.ROLE} NOLOGIN, grant it to this user, and migrate again",
+                err=True,
+            )
     finally:
         engine.dispose()
     click.echo(f"schema {schema.HEAD}: {'brought up to date' if changed else 'up to date already'}")

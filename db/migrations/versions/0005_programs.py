@@ -21,6 +21,22 @@ COUNTED = (
 ALIKE = COUNTED[6:]
 BOUNDS_MS = (100, 500, 1000, 5000, 15000, 60000, 300000, 900000, 3600000, 14400000)
 
+# Whoever has the role of the API sees what the setting says (see db/row_security.py); everybody else sees all.
+SEES = (
+    "CASE WHEN current_user <> 'strandline_api' OR current_setting('strandline.ids', true) = '*' THEN true ELSE {} END"
+)
+_IDS = "string_to_array(current_setting('strandline.ids', true), ',')::bigint[]"
+_TENANTS = (
+    "scans", "shards", "directories", "directory_ranges", "files", "changes", "quarantine", "removals", "webhooks",
+    "deliveries", "idempotency",
+)  # fmt: skip
+VISIBLE = (
+    {"tenants": f"id = ANY ({_IDS})"}
+    | dict.fromkeys(_TENANTS, f"tenant_id = ANY ({_IDS})")
+    | dict.fromkeys(("scan_errors", "vanished", "losses"), "scan_id IN (SELECT id FROM scans)")
+    | {"audit": "tenant IN (SELECT name FROM tenants)"}
+)
+
 
 def upgrade() -> None:
     op.add_column("scans", sa.Column("paths", sa.Text()))  # whoever does not know it scans the whole tree
@@ -91,6 +107,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("strategy", "state", "tier", "took", "waited", "slot", name=op.f("pk_tallies")),
     )
     _count_what_has_ended()
+    for table, whose in VISIBLE.items():
+        _on_postgresql(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        _on_postgresql(f"CREATE POLICY of_the_caller ON {table} USING ({SEES.format(whose)})")
     op.execute("UPDATE compatibility SET least = '0004'")
 
 
@@ -117,8 +136,16 @@ def _count_what_has_ended() -> None:
     )
 
 
+def _on_postgresql(statement: str) -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(statement)
+
+
 def downgrade() -> None:
     op.execute("UPDATE compatibility SET least = '0003'")
+    for table in VISIBLE:
+        _on_postgresql(f"DROP POLICY of_the_caller ON {table}")
+        _on_postgresql(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
     op.drop_table("tallies")
     op.drop_index("ix_scans_suspect", "scans")
     op.drop_table("audit")
