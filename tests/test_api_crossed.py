@@ -46,6 +46,7 @@ def api(_postgres_servers, redis_url: str) -> Iterator[Api]:
         _postgres_servers(postgres_kinds()[-1]).database() as url,
         serving(migrated(url), redis_url) as api,
     ):
+        api.get("/v1/tenants")  # it has looked whether the database keeps tenants apart
         api.scan = scanned(api.engine, "one")
         scanned(api.engine, "other")
         yield api
