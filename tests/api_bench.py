@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 from db.engine import connect, reading
 from db.tables import shards
@@ -96,7 +97,7 @@ async def enqueue(port: int, rate: float, seconds: float, readers: int, pid: int
     due: asyncio.Queue = asyncio.Queue()
     loads = [Load(port) for _ in range(64)]
     asking = [asyncio.ensure_future(one.run(due)) for one in loads]
-    sizes = [resident_mb(pid)]
+    sizes, cpu_s = [resident_mb(pid)], psutil.Process(pid).cpu_times()
     begun_s = time.monotonic()
     for number in range(int(rate * seconds)):
         at_s = begun_s + number / rate
@@ -108,6 +109,7 @@ async def enqueue(port: int, rate: float, seconds: float, readers: int, pid: int
         due.put_nowait(None)
     await asyncio.gather(*asking)
     sizes.append(resident_mb(pid))
+    spent = [after - before for before, after in zip(cpu_s, psutil.Process(pid).cpu_times(), strict=True)]
     took = sorted(ms for one in loads for ms in one.took_ms)
     alive = sum(one.alive for one in reading_)
     for task in tasks:
@@ -120,6 +122,7 @@ async def enqueue(port: int, rate: float, seconds: float, readers: int, pid: int
     return {
         "requests": len(took), "statuses": statuses, "median_ms": round(statistics.median(took), 1),
         "p99_ms": round(took[int(len(took) * 0.99)], 1), "max_ms": round(took[-1], 1),
+        "cpu_ms_per_request": round(sum(spent[:2]) * 1000 / len(took), 2),
         "readers": readers, "readers_alive": alive, "events": sum(one.events for one in reading_),
         "resident_mb": [round(size) for size in sizes],
     }  # fmt: skip
