@@ -84,6 +84,11 @@ bench-governor:  ## Measure what the memory governor costs, on against off: ARGS
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.governor_bench $(ARGS)
 
+.PHONY: bench-api
+bench-api:  ## Measure the API: enqueueing beside readers of events, ARGS="--rate 200 --seconds 60 --readers 1000"
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.api_bench $(ARGS)
+
 .PHONY: replay
 replay:  ## Follow real projects from release to release: ARGS="--package flask --sdist" (needs rsync, git, a package index)
 	@.ci/venv requirements-test.lock

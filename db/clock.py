@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, DateTime, Dialect, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
+from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,7 +47,8 @@ class clock(ColumnElement[datetime]):
     """The database's wall clock, plus a whole number of milliseconds (rounded from seconds)."""
 
     type = Instant()
-    inherit_cache = False
+    # What is said of it in the key under which a compiled statement is kept: without, each is compiled anew.
+    _traverse_internals = [("plus_ms", InternalTraversal.dp_plain_obj)]  # noqa: RUF012
 
     def __init__(self, plus_s: float = 0.0) -> None:
         self.plus_ms = round(plus_s * 1000)

@@ -35,11 +35,11 @@ def find(connection: Connection, caller: str, key: str) -> Answered | None:
 def keep(connection: Connection, caller: str, key: str, answered: Answered) -> bool:
     """Remember it; False where somebody else did so at this moment, and all that was done for it must be undone."""
     i = idempotency.c
-    connection.execute(delete(idempotency).where(i.caller == caller, i.key == key, i.at <= clock(-KEPT_S)))
     insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    row = {"caller": caller, "key": key, "at": clock()} | answered._asdict()
-    kept = connection.execute(insert_into(idempotency).values(row).on_conflict_do_nothing().returning(i.key))
-    return kept.first() is not None
+    new = insert_into(idempotency).values(caller=caller, key=key, at=clock(), **answered._asdict())
+    said = {name: new.excluded[name] for name in ("at", *Answered._fields)}
+    kept = new.on_conflict_do_update(index_elements=[i.caller, i.key], set_=said, where=i.at <= clock(-KEPT_S))
+    return connection.execute(kept.returning(i.key)).first() is not None
 
 
 def prune(connection: Connection) -> int:

@@ -14,6 +14,7 @@ import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import QueuePool
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ POOL_TIMEOUT_S = 30
 # answer, another opened, within 1.2 s; or one that was well hangs, or waits for a lock, for so long.
 HURRIED_TRY_S = 0.6
 HURRIED_STATEMENT_S = 1.2
+HURRIED_IDLE_S = 1.0
 # A peer that vanished is given up after 5 + 3 × 2 s of silence, and 10 s after something was sent: by us, and by the
 # server, which would else hold our locks for two hours (its bound on idling is off after many rows at once, since the
 # driver ends those by a request to flush).
@@ -97,7 +99,7 @@ def engine(url: str, pool_size: int, hurried: bool = False) -> Engine:
     """An engine with at most `pool_size` connections. The driver's own BEGIN is off: ours says more."""
     kind = Hurried if hurried else Bounded
     made = create_engine(
-        url, poolclass=QueuePool, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_use_lifo=True,
+        url, poolclass=QueuePool, pool_size=pool_size, max_overflow=0, pool_pre_ping=not hurried, pool_use_lifo=True,
         pool_timeout=HURRIED_STATEMENT_S if hurried else POOL_TIMEOUT_S, execution_options={"hurried": hurried},
         connect_args={
             "application_name": "strandline", "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True,
@@ -123,10 +125,8 @@ def engine(url: str, pool_size: int, hurried: bool = False) -> Engine:
         driver.answer_timeout_s = answer_timeout_s
         connection.exec_driver_sql(statement)
 
-    @event.listens_for(made, "checkin")
-    def try_soon(driver: Any, _record: Any) -> None:
-        if hurried and driver is not None:
-            driver.answer_timeout_s = HURRIED_TRY_S  # for the question whether it is still well
+    if hurried:
+        _ask_idle_ones(made)
 
     @event.listens_for(made, "handle_error")
     def leave_who_cannot_be_written_to(context: ExceptionContext) -> None:
@@ -135,6 +135,24 @@ def engine(url: str, pool_size: int, hurried: bool = False) -> Engine:
             context.is_disconnect = True
 
     return made
+
+
+def _ask_idle_ones(made: Engine) -> None:
+    """Whether a connection is still well is asked of it only where it was idle: it takes a round trip."""
+
+    @event.listens_for(made, "checkin")
+    def note(_driver: Any, record: Any) -> None:
+        record.info["used_s"] = time.monotonic()
+
+    @event.listens_for(made, "checkout")
+    def ask(driver: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("used_s", 0.0) < HURRIED_IDLE_S:
+            return
+        driver.answer_timeout_s = HURRIED_TRY_S
+        try:
+            driver.execute("", prepare=False)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:

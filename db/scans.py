@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
+    Boolean,
     ColumnElement,
     Connection,
     RowMapping,
@@ -24,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from db import named, tallies, webhooks
 from db.clock import clock
@@ -159,24 +163,18 @@ def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: b
 
     A running scan is never joined: what it has passed already would be missed.
     """
-    confirmed, wanted = scans.c.confirms, named.dump(paths) if paths and not verify and confirms is None else None
-    wider = {} if confirms is None else {"confirms": case((confirmed > confirms, confirmed), else_=confirms)}
-    insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    wanted = named.dump(paths) if paths and not verify and confirms is None else None
+    asked = {"of_tenant": tenant_id, "full_too": full, "verify_too": verify}
+    if confirms is not None:
+        asked["confirmed"] = confirms
     for _ in range(2):
-        queued = connection.execute(
-            update(scans)
-            .where(scans.c.tenant_id == tenant_id, scans.c.state == ScanState.QUEUED)
-            .values(full=scans.c.full | full, verify=scans.c.verify | verify, **wider)
-            .returning(*_COLUMNS)
-        ).mappings().first()  # fmt: skip
+        queued = connection.execute(_widening(confirms is not None), asked).mappings().first()
         if queued is not None:
             return _widened(connection, _scan(queued), wanted), False
-        new = insert_into(scans).values(
-            id=new_scan_id(), tenant_id=tenant_id, trigger=trigger, full=full, verify=verify, confirms=confirms,
-            paths=wanted, state=ScanState.QUEUED, requested_at=clock(),
-        )  # fmt: skip
+        values = {"id": new_scan_id(), "tenant_id": tenant_id, "trigger": trigger, "full": full, "verify": verify,
+                  "confirms": confirms, "paths": wanted, "state": ScanState.QUEUED}  # fmt: skip
         try:
-            made = connection.execute(new.on_conflict_do_nothing().returning(*_COLUMNS)).mappings().first()
+            made = connection.execute(_queueing(connection.dialect.name), values).mappings().first()
         except IntegrityError:
             break  # there is no such tenant
         if made is not None:
@@ -191,6 +189,31 @@ def _widened(connection: Connection, scan: Scan, others: str | None) -> Scan:
     if wider != scan.paths:
         connection.execute(update(scans).where(scans.c.id == scan.id).values(paths=wider))
     return replace(scan, paths=wider)
+
+
+# (Made once: to put them together takes longer than to execute them.)
+
+
+@functools.cache
+def _widening(confirms: bool) -> ReturningUpdate[Any]:
+    known, asked = scans.c.confirms, bindparam("confirmed", type_=BigInteger)
+    wider = {"confirms": case((known > asked, known), else_=asked)} if confirms else {}
+    return (
+        update(scans)
+        .where(scans.c.tenant_id == bindparam("of_tenant"), scans.c.state == said(ScanState.QUEUED))
+        .values(
+            full=scans.c.full | bindparam("full_too", type_=Boolean),
+            verify=scans.c.verify | bindparam("verify_too", type_=Boolean),
+            **wider,
+        )
+        .returning(*_COLUMNS)
+    )
+
+
+@functools.cache
+def _queueing(dialect: str) -> ReturningInsert[Any]:
+    insert_into = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    return insert_into(scans).values(requested_at=clock()).on_conflict_do_nothing().returning(*_COLUMNS)
 
 
 def startable(connection: Connection, limit: int) -> Sequence[tuple[str, int]]:

@@ -68,6 +68,7 @@ class Tenant:
 
 
 _COLUMNS = [tenants.c[name] for name in Tenant.__slots__]
+_BY_NAME = select(*_COLUMNS).where(tenants.c.name == bindparam("called"))
 
 
 def _tenant(row: RowMapping) -> Tenant:
@@ -203,7 +204,7 @@ def _show(path: bytes) -> str:
 
 def by_name(connection: Connection, name: str) -> Tenant | None:
     """The tenant of that name, if there is one."""
-    row = connection.execute(select(*_COLUMNS).where(tenants.c.name == name)).mappings().first()
+    row = connection.execute(_BY_NAME, {"called": name}).mappings().first()
     return None if row is None else _tenant(row)
 
 

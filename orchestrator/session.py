@@ -16,8 +16,9 @@ from db.scans import Scan
 from db.tenants import Tenant
 from db.types import ENDED, StrandlineError, UsageError
 from orchestrator import asking, interrupts
+from orchestrator.change import add_tenant
 from orchestrator.progress import Progress, Reader
-from orchestrator.roots import name_for, own_patterns
+from orchestrator.roots import name_for
 from orchestrator.tick import tick
 from tasks import traces
 from tasks.app import App
@@ -59,10 +60,9 @@ class Session:
         if known is not None:
             return known
         taken = {tenant.name for tenant in tenants.list_all(connection)}
-        return tenants.add(
-            connection, name=name if name is not None else name_for(root, taken), root=root, tier="standard",
-            interval_s=self._settings.interval_s, algorithm=algorithm or "sha256",
-            ignore=own_patterns(root, self._settings),
+        given = {"algorithm": algorithm} if algorithm else {}
+        return add_tenant(
+            connection, CLI, name if name is not None else name_for(root, taken), root, given, self._settings
         )  # fmt: skip
 
     def ask(self, tenant: Tenant, *, full: bool = False, verify: bool = False, paths: Sequence[bytes] = ()) -> str:

@@ -93,14 +93,14 @@ class Events:
 
 
 @contextlib.contextmanager
-def serving(database_url: str, redis_url: str, **settings: str) -> Iterator[Api]:
+def serving(database_url: str, redis_url: str, port: int = 0, **settings: str) -> Iterator[Api]:
     environment = {
         "STRANDLINE_DATABASE_URL": database_url, "STRANDLINE_REDIS_URL": redis_url,
         "STRANDLINE_API_TOKENS": TOKENS, "STRANDLINE_API_RATE": "100000",
     }  # fmt: skip
     chosen = all_settings.load(environment | settings)
     engine = connect(database_url)
-    listening = listen("127.0.0.1", 0, chosen.api_tokens)
+    listening = listen("127.0.0.1", port, chosen.api_tokens)
     app = make_api(chosen, make_app(chosen))
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none", loop="asyncio",
                             timeout_graceful_shutdown=5)  # fmt: skip

@@ -24,6 +24,8 @@ T = TypeVar("T")
 TIMEOUT_S = 0.5
 # After a failure Redis is left alone for so long.
 PAUSE_S = 1.0
+# Hundreds may ask within a second, and one nudge does for all.
+NUDGED_EVERY_S = 0.02
 
 
 class Coordination:
@@ -67,6 +69,7 @@ class Coordination:
     def _nudge(self) -> None:
         self._is_nudging = False  # first: what is asked for from here on may come too late for this one
         nudge(self._app)
+        time.sleep(NUDGED_EVERY_S)
 
     def forget_tenant(self, tenant_id: int) -> None:
         """Delete what is kept of a tenant; where that fails it goes by itself in time. Returns at once."""

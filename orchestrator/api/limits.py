@@ -134,7 +134,7 @@ def _hostname(url: str) -> str:
         return ""
 
 
-def admitted(request: Request) -> Caller:
+async def admitted(request: Request) -> Caller:
     """Who asks, and has not asked too often: for a route to depend on."""
     caller = authenticated(request)
     request.app.state.buckets.require(caller)

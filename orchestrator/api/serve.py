@@ -6,6 +6,7 @@ import contextlib
 import resource
 import signal
 import socket
+import sys
 
 import uvicorn
 
@@ -17,6 +18,8 @@ from tasks.settings import Settings
 
 # What was asked before TERM is answered within so long.
 ENDS_WITHIN_S = 5
+# Threads that work for requests let the one that takes and gives them have its turn after so many seconds.
+TURN_S = 0.001
 # Between two requests of a connection; longer than the minute after which many a proxy in front closes one.
 KEPT_OPEN_S = 75
 
@@ -39,6 +42,7 @@ def serve(settings: Settings, app: App, listening: socket.socket, *, level: str)
     with contextlib.suppress(ValueError, OSError):  # a reader of events is a descriptor
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    sys.setswitchinterval(TURN_S)
     api = make_api(settings, app)
     config = uvicorn.Config(
         api, log_config=None, log_level=level.lower(), access_log=False, server_header=False,

@@ -19,7 +19,7 @@ T = TypeVar("T")
 ANSWERED_WITHIN_S = 1.85
 # … and nothing is committed later than so long before that.
 MARGIN_S = 0.15
-THREADS = 24
+THREADS = 12
 # What looks at a tenant's files has threads of its own: its mount may hang for ever.
 FILE_THREADS = 6
 STREAM_THREADS = 4

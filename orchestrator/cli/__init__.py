@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": ("feed", "explain", "Why a path was or was not hashed, skipped or reported."),
     "breaker": ("left_alone", "breaker", "What failed lately and is left alone for that; reset it."),
     "quarantine": ("left_alone", "quarantine", "What is not touched since whoever did so died; release it."),
+    "audit": ("audit", "audit", "Who changed or asked for what."),
     "status": ("cluster", "status", "The cluster at a glance: scans, backlog, workers."),
     "top": ("top", "top", "The cluster live: tenants, scans, backlog, workers."),
     "config": ("cluster", "config", "Settings: name, value, default and where it came from."),

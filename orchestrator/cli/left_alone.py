@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from sqlalchemy import Connection
 
+from db import audit, tenants
 from db import quarantine as all_quarantined
-from db import tenants
+from db.audit import CLI
 from db.engine import reading, write
 from db.tenants import Tenant
 from db.types import UsageError
@@ -76,11 +78,14 @@ def reset(name: str, path: str | None, state: str | None) -> None:
     """
     settings = settings_of(state)
     refuse_unknown_state(settings)
-    with database(settings) as engine, reading(engine) as connection:
-        tenant = tenants.get(connection, name)
-    with coordination(settings) as (client, keys):
+    with database(settings) as engine:
+        with reading(engine) as connection:
+            tenant = tenants.get(connection, name)
         given = None if path is None else relative(tenant, path)
-        count = all_breakers.reset(client, keys, tenant.id, given, limits_of(settings, tenant))
+        with coordination(settings) as (client, keys):
+            count = all_breakers.reset(client, keys, tenant.id, given, limits_of(settings, tenant))
+        if count:
+            write(engine, _note_reset, name, given, count)
     if path is not None and not count:
         raise UsageError(f"the breaker of tenant {name!r} has no entry {path!r}; `strandline breaker list {name}`")
     click.echo(f"{count} entries of {name} are forgotten")
@@ -140,10 +145,21 @@ def release(name: str, path: str | None, everything: bool, state: str | None) ->
         with reading(engine) as connection:
             tenant = tenants.get(connection, name)
         given = None if path is None else relative(tenant, path)
-        count = write(engine, all_quarantined.release, tenant.id, given)
+        count = write(engine, _release, tenant, given)
     if path is not None and not count:
         raise UsageError(f"{path!r} of tenant {name!r} is not in quarantine; `strandline quarantine list {name}`")
     click.echo(f"{count} of {name} released")
+
+
+def _note_reset(connection: Connection, name: str, path: bytes | None, entries: int) -> None:
+    audit.note(connection, CLI, "breaker reset", name, path=path, entries=entries)
+
+
+def _release(connection: Connection, tenant: Tenant, path: bytes | None) -> int:
+    count = all_quarantined.release(connection, tenant.id, path)
+    if count:
+        audit.note(connection, CLI, "quarantine release", tenant.name, path=path, entries=count)
+    return count
 
 
 def relative(tenant: Tenant, path: str) -> bytes:
