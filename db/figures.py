@@ -6,13 +6,13 @@ Nothing here reads what grows with files, directories, changes or with the scans
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Row, and_, bindparam, case, func, or_, select, type_coerce
 
 from db import overview, tallies
-from db.clock import Instant, clock, now
+from db.clock import EPOCH, Instant, clock, now
 from db.overview import Late
 from db.tables import quarantine, said, scans, shards, tenants
 from db.types import ScanState, ShardState
@@ -69,10 +69,10 @@ def read(connection: Connection, late: int) -> Figures:
 
 def _age_s(connection: Connection, since: ColumnElement[Any], moment: datetime) -> ColumnElement[Any]:
     # The moment is a parameter: SQLite would call back into Python for the clock of each row.
-    at = bindparam(None, moment, Instant())
     if connection.dialect.name == "sqlite":
-        return (type_coerce(at, BigInteger) - type_coerce(since, BigInteger)) / 1e6
-    return func.extract("epoch", at - since)
+        at = bindparam(None, (moment - EPOCH) // timedelta(microseconds=1), BigInteger())
+        return (at - type_coerce(since, BigInteger)) / 1e6
+    return func.extract("epoch", bindparam(None, moment, Instant()) - since)
 
 
 def _oldest_s(age: ColumnElement[Any], which: ColumnElement[bool]) -> ColumnElement[Any]:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
+from tasks import wanted
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from tasks.sdk import Sdk
 
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 HEADER = "traceparent"
 # What is not sent by then, as a process ends, is lost: nothing waits long for a collector.
 ENDS_WITHIN_S = 2.0
@@ -31,13 +32,7 @@ ENDS_WITHIN_S = 2.0
 _made: dict[int, Sdk] = {}  # by process: a fork needs its own
 
 
-def on() -> bool:
-    """Are traces wanted?"""
-    wanted = any(os.environ.get(name) for name in _ENDPOINTS)
-    return wanted and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
-
-
-_ON = on()
+_ON = wanted.traces()
 
 
 def _sdk() -> Sdk:

@@ -238,7 +238,8 @@ def everything(engine):
     return {
         name: rows(engine, table)
         for name, table in metadata.tables.items()
-        if name not in ("id_blocks", "compatibility", "removals", "audit")  # who removed it is still told
+        # What is of no tenant, and who removed it, which is still told.
+        if name not in ("id_blocks", "compatibility", "removals", "tallies", "audit")
     }
 
 

@@ -1,5 +1,8 @@
 """Traces: one of each scan, seen by a receiver as a collector is, and nothing of it where nobody asked."""
 
+from __future__ import annotations
+
+import importlib
 import os
 import subprocess
 import sys
@@ -8,15 +11,19 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from db.types import new_scan_id
-from tasks import traces
+from tasks import traces, wanted
 from tests.command import Command
 from tests.trees import Dir, File, build
 from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tasks.sdk import Sdk
 
 
 class Receiver(ThreadingHTTPServer):
@@ -66,6 +73,15 @@ def receiver() -> Iterator[Receiver]:
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def sdk() -> Iterator[type[Sdk]]:
+    """OpenTelemetry, which a command that was run in this process has hidden."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name, found in sys.modules.items() if found is None and name.startswith("opentele")]:
+            patch.delitem(sys.modules, name)
+        yield importlib.import_module("tasks.sdk").Sdk
+
+
 def attributes(span) -> dict[str, object]:
     return {
         one.key.removeprefix("strandline."): one.value.string_value or one.value.int_value for one in span.attributes
@@ -97,18 +113,34 @@ def test_a_scan_is_one_trace_from_being_asked_for_to_its_end(receiver: Receiver,
 
 
 def test_where_nobody_asked_nothing_of_it_is_imported() -> None:
-    """But what redis-py itself imports wherever it is installed: its metrics."""
     program = (
-        "import sys; import tasks.scan_shard, tasks.finish, orchestrator.control, orchestrator.session;"
+        "import sys, orchestrator.cli; import tasks.scan_shard, tasks.finish, orchestrator.session;"
         "from tasks import traces\n"
-        "with traces.span('shard', 'x', {}, tenant='t'): assert traces.headers('x') == {}\n"
+        "with traces.span('shard', 'x', {}, tenant='t'): assert traces.headers('x') == traces.named('x') == {}\n"
         "traces.over('request', 'x', 0.0); traces.end()\n"
-        "print([name for name in sys.modules if name.startswith(('tasks.sdk', 'opentelemetry.sdk.trace',"
-        " 'opentelemetry.exporter', 'opentelemetry.proto'))])"
+        "print([name for name, found in sys.modules.items() if found and name.startswith(('tasks.sdk', 'opentele'))])"
     )
-    for env in ({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:1", "OTEL_SDK_DISABLED": "true"}):
-        done = subprocess.run([sys.executable, "-c", program], env=os.environ | env, capture_output=True, text=True)
-        assert done.stdout == "[]\n", done.stderr
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:1", "OTEL_SDK_DISABLED": "true"}
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | env, capture_output=True, text=True)
+
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "are"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:1"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://h:1"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:1", "OTEL_SDK_DISABLED": "true"}, False),
+    ],
+)
+def test_who_names_an_endpoint_wants_traces(env: dict[str, str], are: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+    assert wanted.traces() == are
 
 
 def test_what_is_off_costs_next_to_nothing() -> None:
@@ -123,13 +155,11 @@ def test_what_is_off_costs_next_to_nothing() -> None:
 
 @pytest.mark.parametrize("sampler", ["parentbased_traceidratio", "traceidratio"])
 def test_of_a_sampled_part_of_all_scans_each_is_traced_whole_or_not_at_all(
-    sampler: str, monkeypatch: pytest.MonkeyPatch
+    sdk: type[Sdk], sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
-    from tasks.sdk import Sdk
-
-    one, other = Sdk(), Sdk()
+    one, other = sdk(), sdk()
     sampled = []
     for _ in range(200):
         trace_id, span_id = traces.ids(new_scan_id())
@@ -141,20 +171,22 @@ def test_of_a_sampled_part_of_all_scans_each_is_traced_whole_or_not_at_all(
     assert 40 < sum(sampled) < 160
 
 
-def test_a_message_that_carries_nonsense_is_taken_all_the_same() -> None:
-    from tasks.sdk import Sdk
-
-    sdk, (trace_id, span_id) = Sdk(), traces.ids(new_scan_id())
+def test_a_message_that_carries_nonsense_is_taken_all_the_same(sdk: type[Sdk]) -> None:
+    made, (trace_id, span_id) = sdk(), traces.ids(new_scan_id())
     for headers in ({}, {"traceparent": "nonsense"}, {"traceparent": 5, "strandline_version": 1}):
-        assert sdk.carried(headers) is None
-    assert sdk.carried({"traceparent": f"00-{trace_id:032x}-{span_id:016x}-01"}) is not None
+        assert made.carried(headers) is None
+    assert made.carried({"traceparent": f"00-{trace_id:032x}-{span_id:016x}-01"}) is not None
 
 
-def test_a_collector_that_is_away_holds_nothing_up(tmp_path: Path) -> None:
-    build(os.fsencode(tmp_path / "notes"), Dir({b"f": File(b"1")}))
-    command = Command(tmp_path / "state", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+def test_a_collector_that_is_away_holds_no_end_up(sdk: type[Sdk], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(traces, "_ON", True)
+    monkeypatch.setattr(traces, "ENDS_WITHIN_S", 0.2)
+    monkeypatch.setitem(traces._made, os.getpid(), sdk())
+    with traces.span("shard", new_scan_id(), {}, tenant="notes"):
+        pass
 
     began_s = time.monotonic()
-    document = command.scan(tmp_path / "notes")
+    traces.end()
 
-    assert document["state"] == "succeeded" and time.monotonic() - began_s < 30
+    assert time.monotonic() - began_s < 2

@@ -10,6 +10,9 @@ from importlib.metadata import version
 import click
 
 from db.types import StrandlineError
+from tasks import wanted
+
+wanted.spare_redis()
 
 # command → (module, function); the order is that of --help.
 COMMANDS = {

@@ -75,7 +75,10 @@ class Stack:
         address = Address.of(self.settings)
         with address.client() as client:
             policy.await_fit(client, address, BROKER_WITHIN_S)
-        self._role("worker", lambda: roles.worker(self.app, processes=workers, serving=full, level="WARNING"))
+        ours = "INFO" if full else None
+        self._role(
+            "worker", lambda: roles.worker(self.app, processes=workers, serving=full, level="WARNING", ours=ours)
+        )  # fmt: skip
         if full:
             port = free_port(host, FLOWER_PORT)
             self.flower = f"http://{host}:{port}/{self.settings.flower_url_prefix.strip('/')}".rstrip("/")

@@ -32,10 +32,13 @@ def preload() -> None:
     gc.freeze()  # a child that looks through what its parent opened since leaves these pages shared
 
 
-def worker(app: App, *, processes: int, serving: bool, level: str, queues: str | None = None) -> None:
+def worker(
+    app: App, *, processes: int, serving: bool, level: str, ours: str | None = None, queues: str | None = None
+) -> None:
     """A worker with a prefork pool. Its children die with it, also by kill -9.
 
-    `serving`: somebody watches, so that it sends events and logs a line a scan.
+    `serving`: somebody watches, so that it sends events. `level` is the least that is logged, `ours` that of our own
+    lines: one a shard and a scan is wanted where Celery's for every message are not.
     """
     main = os.getpid()
     # It warns of root because of pickle; messages here are JSON and hold ids only.
@@ -48,8 +51,7 @@ def worker(app: App, *, processes: int, serving: bool, level: str, queues: str |
 
     # Celery warns of what its version 6 will do with tasks that run while the broker is away; ours go on without.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-    # A line a scan and a shard is wanted where Celery's own lines for every message are not.
-    logs.configure(app.runtime.settings, level, ours="INFO" if serving else "WARNING")
+    logs.configure(app.runtime.settings, level, ours=ours)
     app.conf.worker_send_task_events = serving  # its children look at that
     app.steps["consumer"].update((Doubt, Presence))
     chosen = app.subclass_with_self("orchestrator.stack.worker:Worker", name="Worker")(
