@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import event, insert, select, update
 
-from db import changes, idempotency, quarantine, removals, scans, shards, tenants, tree
+from db import changes, idempotency, quarantine, removals, scans, shards, tenants, tree, webhooks
 from db import clock as clocks
 from db.clock import clock
 from db.engine import reading, write, writing
@@ -229,6 +229,8 @@ def fill(engine, tenant):
         connection.execute(losses.insert().values(scan_id=scan.id, **loss))
         idempotency.keep(connection, "x", tenant.name, idempotency.Answered(tenant.id, scan.id, b"f", True))
         quarantine.add(connection, tenant.id, b"p", "it died", fence=1, for_s=None)
+        webhooks.put(connection, tenant.id, webhooks.Webhook("https://x/", "whsec_"))
+        webhooks.scan_ended(connection, tenant.id, scan.id)
         ranges = metadata.tables["directory_ranges"]
         connection.execute(ranges.insert().values(tenant_id=tenant.id, directory_id=1, number=0))
     return scan
