@@ -11,10 +11,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db import audit, scans, shards, tenants
+from db import audit, scans, shards, tenants, webhooks
 from db.tenants import ALGORITHMS, Tenant
 from db.types import ScanState, Trigger, UsageError
+from db.webhooks import Webhook
 from orchestrator.roots import own_patterns
+from orchestrator.webhook_address import checked_url, host_of, new_secret
 from tasks.core.ignore import RulesError, RuleSet
 from tasks.settings import Settings
 
@@ -66,6 +68,20 @@ def remove_tenant(connection: Connection, by: str, name: str) -> int:
     tenants.remove(connection, known)
     audit.note(connection, by, "tenant remove", name)
     return known
+
+
+def set_webhook(connection: Connection, by: str, name: str, url: str) -> Webhook:
+    """Tell the scans of a tenant that end from now on to an address; with a new secret. Raises UsageError."""
+    webhook = Webhook(checked_url(url), new_secret())
+    webhooks.put(connection, tenants.get(connection, name).id, webhook)
+    audit.note(connection, by, "webhook set", name, host=host_of(url))  # an address may hold a secret
+    return webhook
+
+
+def remove_webhook(connection: Connection, by: str, name: str) -> None:
+    """Tell nobody any more. Raises Unknown."""
+    webhooks.put(connection, tenants.get(connection, name).id, None)
+    audit.note(connection, by, "webhook remove", name)
 
 
 def checked_patterns(patterns: Sequence[str]) -> list[str]:

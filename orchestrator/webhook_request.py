@@ -11,53 +11,24 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-import secrets
 import socket
-from urllib.parse import urlsplit
 
 import httpx
 
-from db.types import UsageError
 from db.webhooks import Webhook
+from orchestrator.webhook_address import SECRET_PREFIX
 
 # All of it, from the look at the name to the answer.
 WITHIN_S = 10.0
-_SECRET_PREFIX, _SECRET_BYTES = "whsec_", 24
-_SCHEMES = ("http", "https")
 
 
 class Refused(Exception):
     """The request was not made, or not answered as one that was taken."""
 
 
-def new_secret() -> str:
-    """A secret for a webhook."""
-    return _SECRET_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
-
-
-def checked_url(url: str) -> str:
-    """The address, if it can be one. Raises UsageError."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or len(url) > 2_000 or not url.isprintable():
-        raise UsageError(f"webhook {url[:100]!r} is no address: use https://HOST/PATH")
-    if parts.username is not None or parts.password is not None:
-        raise UsageError("webhook: a user or password in the address is not allowed; the requests are signed instead")
-    return url
-
-
-def host_of(url: str) -> str:
-    """What may be down: host and port."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-
-
 def signature(secret: str, delivery_id: str, timestamp: int, body: bytes) -> str:
     """The value of webhook-signature."""
-    key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX))
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     signed = hmac.new(key, f"{delivery_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(signed).decode()}"
 

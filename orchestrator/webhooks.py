@@ -16,7 +16,8 @@ from db import clock, scans, tenants, webhooks
 from db.engine import reading, write
 from db.webhooks import Delivery, Webhook
 from orchestrator.documents import scan_document, timestamp
-from orchestrator.webhook_request import WITHIN_S, Refused, host_of, post
+from orchestrator.webhook_address import host_of
+from orchestrator.webhook_request import WITHIN_S, Refused, post
 from tasks import outage
 from tasks.app import BULK, LIVES_S, App, Runtime, nudge
 from tasks.redis import presence

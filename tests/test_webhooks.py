@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,11 @@ from db.types import Trigger, UsageError
 from db.webhooks import Webhook
 from orchestrator import webhook_request
 from orchestrator import webhooks as telling
-from orchestrator.webhook_request import Refused, checked_url, is_public, new_secret, post, signature
+from orchestrator.webhook_address import checked_url, host_of, new_secret
+from orchestrator.webhook_request import Refused, is_public, post, signature
 from tasks.redis import webhooks as hosts
 from tests import field as fields
+from tests.command import Command
 from tests.receiver import Receiver, receiver
 from tests.storage import add_tenant, remove_tenant, rows
 from tests.test_interleavings import Make, World
@@ -221,7 +224,7 @@ def test_a_host_that_does_not_answer_is_left_alone_and_then_asked_by_one(it: Wor
 
     found = hosts.Hosts(it.app.runtime.redis, it.app.runtime.keys)
     let_pass(it, hosts.OPEN_S)
-    assert [found.open_s(webhook_request.host_of(its.url)) > 0 for _ in range(3)] == [False, True, True]
+    assert [found.open_s(host_of(its.url)) > 0 for _ in range(3)] == [False, True, True]
 
 
 def test_what_nobody_takes_for_a_week_is_dropped(it: World, its: Receiver, caplog: pytest.LogCaptureFixture) -> None:
@@ -248,3 +251,17 @@ def test_a_cluster_tells_it_by_itself(newest_postgres_url: str, own_redis, tmp_p
         wait_until(lambda: len(its.taken) == 2, 30, "the receiver is told")
         assert its.taken == [first["scan"], second["scan"]]
         assert its.received[1].scan["added"] == 1
+
+
+def test_the_command_sets_shows_and_removes_one(cli: Command, tmp_path: Path) -> None:
+    build(os.fsencode(tmp_path / "hooked"), Dir({b"f": File(b"f")}))
+    cli.scan(tmp_path / "hooked")
+
+    [made] = cli.json("webhook", "set", "hooked", "https://x.example/hook")
+
+    assert made["url"] == "https://x.example/hook" and made["secret"].startswith("whsec_")
+    assert cli.json("webhook", "show", "hooked") == [{"url": made["url"], "waiting": 0}]
+    assert cli.run("webhook", "remove", "hooked").returncode == 0
+    refused = cli.run("webhook", "show", "hooked")
+    assert refused.returncode == 2 and "'hooked' has no webhook" in refused.stderr
+    assert cli.run("webhook", "set", "hooked", "ftp://x").returncode == 2

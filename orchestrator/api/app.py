@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 from db.engine import connect
-from orchestrator.api import breaker, docs, feed, health, metrics, page, problems, scans, tenants
+from orchestrator.api import breaker, docs, feed, health, metrics, page, problems, scans, tenants, webhook
 from orchestrator.api.access import Access
 from orchestrator.api.coordination import Coordination
 from orchestrator.api.events import Pages
@@ -24,7 +24,7 @@ from tasks.app import App
 from tasks.redis.connection import Address
 from tasks.settings import Settings
 
-ROUTERS = (tenants.router, scans.router, feed.router, breaker.router, health.router, page.router)
+ROUTERS = (tenants.router, scans.router, feed.router, breaker.router, webhook.router, health.router, page.router)
 ABOUT = (
     "Strandline keeps an exact, live index of many tenants' file trees, and publishes what changed as a feed that "
     "misses nothing. Ask with `Authorization: Bearer TOKEN`, where tokens are configured."

@@ -80,7 +80,25 @@ class ScanRequest(BaseModel):
     verify: bool = Field(False, description="trust no stat: read every file again")
 
 
+class NewWebhook(BaseModel):
+    """Where ended scans are to be told."""
+
+    model_config = _shown({"url": "https://example.com/hook"}, extra="forbid")
+
+    url: str = Field(min_length=1, max_length=2000, description="https://HOST/PATH, at a public address")
+
+
 # What is answered
+
+
+class WebhookDocument(BaseModel):
+    """Where ended scans are told: by POST, signed as Standard Webhooks has it (standardwebhooks.com)."""
+
+    model_config = _shown({"url": "https://example.com/hook", "waiting": 0})
+
+    url: str
+    waiting: int = Field(description="ended scans that are still to be told")
+    secret: str | None = Field(None, description="what signs; shown where it is made, and never again")
 
 
 class FieldError(BaseModel):

@@ -26,6 +26,7 @@ COMMANDS = {
     "changes": ("feed", "changes", "The change feed."),
     "files": ("feed", "files", "The index: one object a file."),
     "explain": ("feed", "explain", "Why a path was or was not hashed, skipped or reported."),
+    "webhook": ("webhook", "webhook", "Who is told of a tenant's ended scans: set, show, remove."),
     "breaker": ("left_alone", "breaker", "What failed lately and is left alone for that; reset it."),
     "quarantine": ("left_alone", "quarantine", "What is not touched since whoever did so died; release it."),
     "audit": ("audit", "audit", "Who changed or asked for what."),
