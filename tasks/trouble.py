@@ -64,7 +64,7 @@ def _send_again() -> None:
         # Not Celery's own `Reject`, which writes a traceback into the log each time.
         current_task.apply_async(
             request.args, queue=request.delivery_info["routing_key"], expires=LIVES_S, retry=False,
-            headers=request.headers, argsrepr=request.argsrepr,
+            headers=request.headers, argsrepr=getattr(request, "argsrepr", None),
         )  # fmt: skip
     except BROKER_ERRORS as error:
         log.warning("a message could not be sent again, the broker does not answer: %s", error)
