@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import logs, repeats
@@ -92,6 +92,7 @@ def test_an_error_keeps_its_traceback_in_one_object(log: Log) -> None:
     assert "ValueError: a" in found["exception"] and "\x1b" not in line and SECRET not in line
 
 
+@settings(deadline=None)
 @given(name=st.binary(max_size=60))
 def test_whatever_a_file_is_called_it_stays_on_its_line(name: bytes) -> None:
     for as_text in (True, False):
@@ -106,6 +107,7 @@ def test_whatever_a_file_is_called_it_stays_on_its_line(name: bytes) -> None:
         written.encode()  # no lone surrogates
 
 
+@settings(deadline=None)
 @given(text_=st.text())
 def test_escaped_text_can_be_printed_and_plain_text_stays(text_: str) -> None:
     assert shown(text_).isprintable() and (shown(text_) == text_) == text_.isprintable()
@@ -178,6 +180,7 @@ def test_what_was_left_out_is_said_at_the_end(log: Log) -> None:
     assert "2 more of this" in log.last["event"]
 
 
+@settings(deadline=None)
 @given(
     said=st.lists(st.tuples(st.integers(0, 4), st.floats(0, 40)), max_size=200), most=st.integers(1, 4),
 )  # fmt: skip

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,13 +73,22 @@ def receiver() -> Iterator[Receiver]:
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def sdk() -> Iterator[type[Sdk]]:
-    """OpenTelemetry, which a command that was run in this process has hidden."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name, found in sys.modules.items() if found is None and name.startswith("opentele")]:
-            patch.delitem(sys.modules, name)
-        yield importlib.import_module("tasks.sdk").Sdk
+@pytest.fixture
+def sdk(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Sdk]]:
+    """Makes OpenTelemetry's, which a command that was run in this process has hidden; ended with the test."""
+    for name in [name for name, found in sys.modules.items() if found is None and name.startswith("opentele")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name, value in receiver.env.items():
+        monkeypatch.setenv(name, value)
+    made: list[Sdk] = []
+
+    def make() -> Sdk:
+        made.append(importlib.import_module("tasks.sdk").Sdk())
+        return made[-1]
+
+    yield make
+    for one in made:
+        one._provider.shutdown()
 
 
 def attributes(span) -> dict[str, object]:
@@ -155,7 +164,7 @@ def test_what_is_off_costs_next_to_nothing() -> None:
 
 @pytest.mark.parametrize("sampler", ["parentbased_traceidratio", "traceidratio"])
 def test_of_a_sampled_part_of_all_scans_each_is_traced_whole_or_not_at_all(
-    sdk: type[Sdk], sampler: str, monkeypatch: pytest.MonkeyPatch
+    sdk: Callable[[], Sdk], sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
@@ -171,14 +180,14 @@ def test_of_a_sampled_part_of_all_scans_each_is_traced_whole_or_not_at_all(
     assert 40 < sum(sampled) < 160
 
 
-def test_a_message_that_carries_nonsense_is_taken_all_the_same(sdk: type[Sdk]) -> None:
+def test_a_message_that_carries_nonsense_is_taken_all_the_same(sdk: Callable[[], Sdk]) -> None:
     made, (trace_id, span_id) = sdk(), traces.ids(new_scan_id())
     for headers in ({}, {"traceparent": "nonsense"}, {"traceparent": 5, "strandline_version": 1}):
         assert made.carried(headers) is None
     assert made.carried({"traceparent": f"00-{trace_id:032x}-{span_id:016x}-01"}) is not None
 
 
-def test_a_collector_that_is_away_holds_no_end_up(sdk: type[Sdk], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_is_away_holds_no_end_up(sdk: Callable[[], Sdk], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(traces, "_ON", True)
     monkeypatch.setattr(traces, "ENDS_WITHIN_S", 0.2)
