@@ -17,6 +17,7 @@ ROWS = 1_000_000
 BATCH = 5_000
 # Who changes something by a command.
 CLI = "cli"
+_NOTE = insert(audit).values(at=clock())
 
 
 class Entry(NamedTuple):
@@ -33,7 +34,7 @@ class Entry(NamedTuple):
 def note(connection: Connection, caller: str, action: str, tenant: str | None, **details: Any) -> None:
     """Write down what is being done. `details` must hold no secret."""
     said = json.dumps(details, default=_text)
-    connection.execute(insert(audit).values(at=clock(), caller=caller, action=action, tenant=tenant, details=said))
+    connection.execute(_NOTE, {"caller": caller, "action": action, "tenant": tenant, "details": said})
 
 
 def _text(value: object) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ReturningInsert
 
 from db.clock import clock
 from db.tables import idempotency
@@ -24,22 +26,31 @@ class Answered(NamedTuple):
     is_new: bool
 
 
+_FIND = select(*(idempotency.c[name] for name in Answered._fields)).where(
+    idempotency.c.caller == bindparam("of"), idempotency.c.key == bindparam("under"), idempotency.c.at > clock(-KEPT_S)
+)
+
+
 def find(connection: Connection, caller: str, key: str) -> Answered | None:
     """What was answered; None: nothing, or too long ago."""
-    i = idempotency.c
-    query = select(i.tenant_id, i.scan_id, i.fingerprint, i.is_new)
-    row = connection.execute(query.where(i.caller == caller, i.key == key, i.at > clock(-KEPT_S))).first()
+    row = connection.execute(_FIND, {"of": caller, "under": key}).first()
     return None if row is None else Answered(*row)
 
 
 def keep(connection: Connection, caller: str, key: str, answered: Answered) -> bool:
     """Remember it; False where somebody else did so at this moment, and all that was done for it must be undone."""
-    i = idempotency.c
-    insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    new = insert_into(idempotency).values(caller=caller, key=key, at=clock(), **answered._asdict())
+    row = {"caller": caller, "key": key} | answered._asdict()
+    return connection.execute(_keeping(connection.dialect.name), row).first() is not None
+
+
+@functools.cache
+def _keeping(dialect: str) -> ReturningInsert[Any]:
+    """In the place of one that is too old, but of no other."""
+    i, insert_into = idempotency.c, sqlite.insert if dialect == "sqlite" else postgresql.insert
+    new = insert_into(idempotency).values(at=clock())
     said = {name: new.excluded[name] for name in ("at", *Answered._fields)}
     kept = new.on_conflict_do_update(index_elements=[i.caller, i.key], set_=said, where=i.at <= clock(-KEPT_S))
-    return connection.execute(kept.returning(i.key)).first() is not None
+    return kept.returning(i.key)
 
 
 def prune(connection: Connection) -> int:

@@ -44,8 +44,10 @@ def field(postgres_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = postgresql._BEGIN.replace("'5s'", "'200ms'").replace("'30s'", "'500ms'")
-    monkeypatch.setattr(postgresql, "_BEGIN", quick)
+    statement, answer_timeout_s = postgresql._BOUNDS[""]
+    quick = statement.replace("'5000ms'", "'200ms'").replace("'30000ms'", "'500ms'")
+    assert quick != statement
+    monkeypatch.setitem(postgresql._BOUNDS, "", (quick, answer_timeout_s))
 
 
 def fails(engine: Engine, work: Callable[[Connection], object]) -> DBAPIError:
@@ -207,7 +209,8 @@ def test_a_statement_that_takes_too_long_is_ended_but_for_the_patient(field: Eng
 
 
 def test_who_does_nothing_in_a_transaction_loses_it(field: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgresql, "_BEGIN", postgresql._BEGIN.replace("'6s'", "'100ms'"))
+    statement, answer_timeout_s = postgresql._BOUNDS[""]
+    monkeypatch.setitem(postgresql._BOUNDS, "", (statement.replace("'6s'", "'100ms'"), answer_timeout_s))
 
     def idle(connection: Connection) -> None:
         connection.exec_driver_sql("UPDATE two SET n = 1")

@@ -265,7 +265,7 @@ def test_a_worker_that_is_cut_off_from_the_database(field: Outage, timed) -> Non
 
 @pytest.mark.fault(12, "a host that accepts and acknowledges all, and never answers")
 def test_a_server_that_hangs_is_not_waited_for_without_end(field: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgresql, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setitem(postgresql._BOUNDS, "", (postgresql._BOUNDS[""][0], 1.0))
     with Cable((ADDRESS, 5432)) as proxy:
         engine = connect(f"postgresql+psycopg://app@127.0.0.1:{proxy.port}/field")
         with pytest.raises(DBAPIError, match="no answer") as raised, reading(engine) as connection:
