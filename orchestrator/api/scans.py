@@ -27,6 +27,7 @@ from orchestrator.api.work import blocking, database
 from orchestrator.documents import scan_document
 from orchestrator.progress import progress_in
 from orchestrator.roots import named_paths
+from tasks import traces
 
 router = APIRouter(prefix="/v1", tags=["scans"])
 _JOINED: dict[int | str, dict[str, Any]] = {
@@ -62,10 +63,12 @@ def request_scan(
         )  # fmt: skip
         return scan, is_new, encoded(scan_document(connection, scan, tenant.name))
 
+    began = traces.now()
     try:
         scan, is_new, sent = service.access.write(caller, ask)
     except asking.AskedAtOnce:
         scan, is_new, sent = service.access.write(caller, ask)
+    traces.over("request", scan.id, began, tenant=name)
     service.redis.nudge()
     return _accepted(scan, is_new, sent)
 
