@@ -278,8 +278,8 @@ def cancel_queued(connection: Connection, scan_id: str) -> bool:
     scan = get(connection, scan_id)
     assert scan is not None
     tier = select(tenants.c.tier).where(tenants.c.id == scan.tenant_id)
-    tallies.add(connection, scan, str(connection.execute(tier).scalar_one()))
     webhooks.scan_ended(connection, scan.tenant_id, scan_id)
+    tallies.add(connection, scan, str(connection.execute(tier).scalar_one()))
     return True
 
 
