@@ -23,7 +23,7 @@ run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 
 	@exec .ci/up
 
 .PHONY: test
-test:  ## Run the tests: ARGS="-k feed -x" goes to pytest (-n 0: one by one), REQUIRE=all makes every skip a failure
+test:  ## Run the tests: ARGS="-k feed -x" goes to pytest (-n 0: one by one), REQUIRE=all makes every skip a failure, POSTGRES=all takes each
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, Select, delete, func, insert, select
 
 from db.clock import clock
 from db.tables import audit
@@ -41,11 +41,21 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def newest(connection: Connection, limit: int, tenant: str | None = None) -> Sequence[Entry]:
-    """The newest rows first, of all or of one tenant."""
-    query = select(*(audit.c[name] for name in Entry._fields)).order_by(audit.c.id.desc()).limit(limit)
-    if tenant is not None:
-        query = query.where(audit.c.tenant == tenant)
+def newest(connection: Connection, limit: int) -> Sequence[Entry]:
+    """The newest rows first, of all tenants."""
+    return _entries(connection, _newest(limit))
+
+
+def newest_of(connection: Connection, tenant: str, limit: int) -> Sequence[Entry]:
+    """The newest rows first, of one tenant."""
+    return _entries(connection, _newest(limit).where(audit.c.tenant == tenant))
+
+
+def _newest(limit: int) -> Select[Any]:
+    return select(*(audit.c[name] for name in Entry._fields)).order_by(audit.c.id.desc()).limit(limit)
+
+
+def _entries(connection: Connection, query: Select[Any]) -> Sequence[Entry]:
     return [Entry._make((*row[:5], json.loads(row[5]))) for row in connection.execute(query)]
 
 

@@ -6,6 +6,7 @@ longer a cluster has run. So each scan is added to a tally in the transaction th
 
 from __future__ import annotations
 
+import logging
 import random
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
+from db.failures import Failure, failure_of
 from db.tables import TALLIED, shards, tallies
 
 if TYPE_CHECKING:
     from db.scans import Scan
+
+log = logging.getLogger(__name__)
 
 # Seconds: bin n holds what took no longer than the n-th of these, and more than the one before; the last one the rest.
 BOUNDS_S = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
@@ -36,7 +41,9 @@ def bin_of(seconds: float) -> int:
 
 
 def add(connection: Connection, scan: Scan, tier: str) -> None:
-    """Count a scan that has just ended. Last in its transaction: others that end wait for this row."""
+    """Count a scan that has just ended. Last in its transaction: others that end wait for this row. A full disk, which
+    is what the scan may have ended of, costs the count and not the end.
+    """
     assert scan.finished_at is not None
     took_s = _seconds(scan.started_at, scan.finished_at)
     waited_s = _seconds(scan.requested_at, scan.started_at or scan.finished_at)
@@ -50,7 +57,13 @@ def add(connection: Connection, scan: Scan, tier: str) -> None:
     insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     query = insert_into(tallies).values(row)
     more = {name: tallies.c[name] + query.excluded[name] for name in SUMMED}
-    connection.execute(query.on_conflict_do_update(index_elements=_KEY, set_=more))
+    try:
+        with connection.begin_nested():
+            connection.execute(query.on_conflict_do_update(index_elements=_KEY, set_=more))
+    except DBAPIError as error:
+        if failure_of(error) is not Failure.FULL:
+            raise
+        log.error("a scan that ended is not counted, the database has no room: %s", error.orig)
 
 
 def _seconds(since: datetime | None, until: datetime) -> float:

@@ -253,7 +253,14 @@ class PostgresKind:
 
 @functools.cache
 def postgres_kinds() -> list[PostgresKind]:
-    """What the tests run on: the machine's own server, if there is one, and the wheel's."""
+    """What the tests run on, oldest first: of the machine's own server, if there is one, and the wheel's, the newest.
+    By POSTGRES=oldest the oldest; by POSTGRES=all each.
+    """
+    found = sorted(_found(), key=lambda kind: [int(part) for part in kind.version.split(".")])
+    return {"all": found, "oldest": found[:1]}.get(os.environ.get("POSTGRES", ""), found[-1:])
+
+
+def _found() -> list[PostgresKind]:
     kinds = []
     if system := next(filter(_is_complete, _system_bins()), None):
         kinds.append(PostgresKind(system, _postgres_version(system)))

@@ -58,7 +58,7 @@ def problem(answer: Any, status: int, field: str | None = None) -> dict:
 
 def logged(api: Api, tenant: str) -> list[tuple[str, str]]:
     with reading(api.engine) as connection:
-        return [(one.caller, one.action) for one in reversed(audit.newest(connection, 100, tenant))]
+        return [(one.caller, one.action) for one in reversed(audit.newest_of(connection, tenant, 100))]
 
 
 # Tenants

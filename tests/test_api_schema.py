@@ -30,6 +30,7 @@ CHECKS = [
 STREAMS = ("/v1/scans/{scan}/events",)
 # What is drawn seldom is a folder that exists, or all of a change; and that scan has ended.
 SELDOM = {"POST /v1/tenants", "PATCH /v1/tenants/{name}", "POST /v1/scans/{scan}/cancel"}
+SELDOM |= {f"{method} /v1/tenants/{{name}}/webhook" for method in ("GET", "PUT")}  # and an address that can be one
 # Afterwards it is gone.
 LAST = "DELETE /v1/tenants/{name}"
 

@@ -314,7 +314,10 @@ def test_readable_text_reaches_a_terminal_as_it_is() -> None:
 def test_a_scan_trusts_what_is_stored_only_behind_a_watermark(
     known: bool, full: bool, watermark: int | None, strategy: Strategy, reason: str
 ) -> None:
-    scan, tenant = SimpleNamespace(full=full, verify=False, confirms=None), SimpleNamespace(watermark_fence=watermark)
+    scan, tenant = (
+        SimpleNamespace(full=full, verify=False, confirms=None, paths=None),
+        SimpleNamespace(watermark_fence=watermark),
+    )
 
     assert choose(scan, tenant, known) == (strategy, reason)
 

@@ -1,6 +1,7 @@
 """Hashing a file: the digest of what is there, proven, or none; and never a wait, a leak or a torn digest."""
 
 import errno
+import gc
 import hashlib
 import mmap
 import os
@@ -62,6 +63,7 @@ def place(tmp_path: Path):
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left():
+    gc.collect()  # what tests before this one have left
     before = open_descriptors()
     yield
     assert open_descriptors() == before

@@ -161,6 +161,7 @@ def test_a_person_sees_a_scan_go_on_lets_deletions_through_and_has_a_path_explai
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.set_default_timeout(2 * SOON_MS)
         page.set_viewport_size({"width": 360, "height": 740})
         page.goto(command.json("status")[0]["api"])
         assert page.get_by_role("row", name="notes").inner_text().split()[1] == "succeeded"

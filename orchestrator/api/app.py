@@ -36,7 +36,8 @@ def make_api(settings: Settings, app: App) -> FastAPI:
     tokens = parse_tokens(settings.api_tokens)
     access, redis = Access(settings.database_url), Coordination(app)
     watched = connect(settings.database_url)  # of its own: a scrape neither waits for requests nor keeps them waiting
-    exporter = Exporter(watched, Address.of(settings).client(), app.runtime.keys, settings.metrics_tenants)
+    exporter_client = Address.of(settings).client()
+    exporter = Exporter(watched, exporter_client, app.runtime.keys, settings.metrics_tenants)
     hub = Hub(access, redis, settings.api_streams)
 
     @contextlib.asynccontextmanager
@@ -48,7 +49,9 @@ def make_api(settings: Settings, app: App) -> FastAPI:
             hub.close()
             looking.cancel()
             access.close()
+            redis.close()
             watched.dispose()
+            exporter_client.close()
 
     api = FastAPI(
         title="Strandline", description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None,

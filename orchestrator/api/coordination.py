@@ -71,6 +71,11 @@ class Coordination:
         nudge(self._app)
         time.sleep(NUDGED_EVERY_S)
 
+    def close(self) -> None:
+        """Close what is idle, and end the thread once it has done its errands."""
+        self._later.shutdown(wait=False)
+        self._client.close()
+
     def forget_tenant(self, tenant_id: int) -> None:
         """Delete what is kept of a tenant; where that fails it goes by itself in time. Returns at once."""
         self._later.submit(self._forget, tenant_id)

@@ -33,7 +33,7 @@ def audit(name: str | None, limit: int, state: str | None, as_json: bool) -> Non
     settings = settings_of(state)
     refuse_unknown_state(settings)
     with database(settings) as engine, reading(engine) as connection:
-        found = log.newest(connection, limit, name)
+        found = log.newest(connection, limit) if name is None else log.newest_of(connection, name, limit)
     for one in found:
         if as_json:
             print_json({"at": timestamp(one.at), "by": one.caller, "action": one.action, "tenant": one.tenant,
