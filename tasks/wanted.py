@@ -21,3 +21,10 @@ def spare_redis() -> None:
     if not traces():
         for name in _IMPORTED_BY_REDIS:
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # what import takes for "there is none"
+
+
+def spare_no_others() -> None:
+    """Call once redis is imported, where something that cannot do without them is next (FastAPI)."""
+    for name in _IMPORTED_BY_REDIS:
+        if name in sys.modules and sys.modules[name] is None:
+            del sys.modules[name]

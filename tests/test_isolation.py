@@ -105,4 +105,5 @@ def test_nothing_is_asked_of_all_tenants_by_leaving_one_out() -> None:
                          or len(function.args.args) - defaults <= number < len(function.args.args))
                 ]  # fmt: skip
 
-    assert optional == []
+    # (Of the log of who did what, some of which is done to no tenant.)
+    assert optional == ["audit.py: note"]

@@ -15,7 +15,7 @@ from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from orchestrator.beat import Beat
 from orchestrator.stack.processes import be_killed_first, die_with_parent
-from tasks import logs
+from tasks import logs, wanted
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt, Presence
 from tasks.memory.pool import TaskPool
@@ -77,6 +77,7 @@ def beat(app: App, *, level: str) -> None:
 
 def api(app: App, listening: socket.socket, *, level: str) -> None:
     """The HTTP API on a socket that listens; with TERM it ends what is under way, and the process with it."""
+    wanted.spare_no_others()
     from orchestrator.api.serve import serve  # FastAPI takes a while to import, and the others do without
 
     logs.configure(app.runtime.settings, level)
