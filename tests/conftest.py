@@ -77,6 +77,20 @@ def pytest_make_collect_report():
     return _refuse_skip((yield))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """What a test said goes to another process as UTF-8: names of files that are none ended that process."""
+    return _as_utf8((yield))
+
+
+def _as_utf8(told: Any) -> Any:
+    if isinstance(told, str):
+        return told.encode("utf-8", "backslashreplace").decode()
+    if isinstance(told, dict):
+        return {name: _as_utf8(value) for name, value in told.items()}
+    return type(told)(map(_as_utf8, told)) if isinstance(told, (list, tuple)) else told
+
+
 def _refuse_skip(report):
     """Under REQUIRE=all nothing is skipped in silence. An expected failure is reported as a skip too, but is none."""
     allowed = hasattr(report, "wasxfail") or any(name == MAY_SKIP for name, _ in getattr(report, "user_properties", []))
