@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from db.types import UsageError
 
+# A request takes so long at most, from the look at the name to the answer.
+WITHIN_S = 10.0
 SECRET_PREFIX, SECRET_BYTES = "whsec_", 24
 SCHEMES = ("http", "https")
 

@@ -16,10 +16,7 @@ import socket
 import httpx
 
 from db.webhooks import Webhook
-from orchestrator.webhook_address import SECRET_PREFIX
-
-# All of it, from the look at the name to the answer.
-WITHIN_S = 10.0
+from orchestrator.webhook_address import SECRET_PREFIX, WITHIN_S
 
 
 class Refused(Exception):

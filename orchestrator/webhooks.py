@@ -16,8 +16,7 @@ from db import clock, scans, tenants, webhooks
 from db.engine import reading, write
 from db.webhooks import Delivery, Webhook
 from orchestrator.documents import scan_document, timestamp
-from orchestrator.webhook_address import host_of
-from orchestrator.webhook_request import WITHIN_S, Refused, post
+from orchestrator.webhook_address import WITHIN_S, host_of
 from tasks import outage
 from tasks.app import BULK, LIVES_S, App, Runtime, nudge
 from tasks.redis import presence
@@ -114,6 +113,8 @@ def _open_s(runtime: Runtime, hosts: Hosts, host: str) -> float:
 
 
 def _error_of(webhook: Webhook, delivery: Delivery, body: bytes, runtime: Runtime) -> str | None:
+    from orchestrator.webhook_request import Refused, post  # httpx takes a while to import, and most tell nobody
+
     try:
         post(webhook, delivery.scan_id, int(time.time()), body, private=runtime.settings.webhook_private)
     except Refused as refused:
