@@ -221,7 +221,7 @@ def test_pressure_that_flaps_changes_the_cap_once_in_ten_seconds_at_most(
             for scan_id in flapping(field, name, group, limits):
                 nothing_was_lost(field, scan_id)
             said = field.process("worker").stderr.content.decode()
-    changes = [clock_s(line) for line in re.findall(r"(\d+:\d+:\d+,\d+).*children instead of", said)]
+    changes = [clock_s(line) for line in re.findall(r"(\d+:\d+:\d+\.\d+).*children instead of", said)]
     assert changes, said
     assert all((later - before) % 86400 >= STEADY_S - 0.1 for before, later in itertools.pairwise(changes))
 
@@ -236,5 +236,5 @@ def flapping(field: Field, name: str, group: Group, limits: tuple[int, int]) -> 
 
 
 def clock_s(text: str) -> float:
-    hours, minutes, seconds = text.replace(",", ".").split(":")
+    hours, minutes, seconds = text.split(":")
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
