@@ -184,7 +184,8 @@ def test_a_real_group_is_read_and_a_limit_that_changes_is_seen(tmp_path: Path) -
             (tmp_path / "file").read_bytes()  # page cache is none of ours, and what was read is freed
             (tmp_path / "written").write_bytes(bytes(16 * MB))
             after = Gauge().read()
-            assert 80 * MB <= after.used - before.used < 90 * MB
+            # (Of what it shares with the test process, a child makes some pages its own as it goes.)
+            assert 80 * MB <= after.used - before.used < (80 + 64) * MB - 16 * MB
             group.write("memory.limit_in_bytes", 256 * MB)
             assert Gauge().read().limit == 256 * MB
 
