@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.memory import cgroup
+from tasks.memory import cgroup, heap
 from tasks.memory.gauge import Gauge, share
 from tests.cgroups import limited
 from tests.children import in_a_child
@@ -183,9 +183,9 @@ def test_a_real_group_is_read_and_a_limit_that_changes_is_seen(tmp_path: Path) -
                 ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, len(memory))
             (tmp_path / "file").read_bytes()  # page cache is none of ours, and what was read is freed
             (tmp_path / "written").write_bytes(bytes(16 * MB))
+            heap.trim()  # the C library keeps what it freed, where the test process once freed as much
             after = Gauge().read()
-            # (Of what it shares with the test process, a child makes some pages its own as it goes.)
-            assert 80 * MB <= after.used - before.used < (80 + 64) * MB - 16 * MB
+            assert 80 * MB <= after.used - before.used < 90 * MB
             group.write("memory.limit_in_bytes", 256 * MB)
             assert Gauge().read().limit == 256 * MB
 
