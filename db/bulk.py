@@ -43,7 +43,7 @@ def _merge_by_copy(connection: Connection, table: Table, names: str, columns: Se
         driver.cursor() as cursor,
         cursor.copy(f"COPY {stage} ({names}) FROM STDIN (FORMAT BINARY)") as copy,
     ):
-        copy.set_types([_pg_type(table, column) for column in columns])
+        copy.set_types([_type_name(connection, table, column) for column in columns])
         for row in rows:
             copy.write_row(tuple(row))
     connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {stage} {on_conflict}")
@@ -66,11 +66,9 @@ def id_as_stored(connection: Connection, value: str) -> uuid.UUID | str:
     return value.replace("-", "") if connection.dialect.name == "sqlite" else uuid.UUID(value)
 
 
-def _pg_type(table: Table, column: str) -> str:
-    from sqlalchemy.dialects import postgresql
-
-    name = str(table.c[column].type.compile(dialect=postgresql.dialect())).lower()  # type: ignore[no-untyped-call]
-    return name.split("(")[0]
+def _type_name(connection: Connection, table: Table, column: str) -> str:
+    """As PostgreSQL calls it, without its size."""
+    return str(table.c[column].type.compile(dialect=connection.dialect)).lower().split("(")[0]
 
 
 def run_many(connection: Connection, sql: str, rows: Sequence[tuple[Any, ...]]) -> int:

@@ -92,7 +92,6 @@ class Pipeline:
             self._policy, governor.buffer(chunk_bytes), self._read_bytes, inode=self.place.inode is not None
         )
         self._stack: list[Todo] = []
-        self._huge = Huge(self, huge_entries)
         self._mounts = Mounts(holder.engine, scan, tenant, root, write)
         self.pieces: list[Piece] = []
         self._untold_bytes = 0
@@ -103,6 +102,10 @@ class Pipeline:
         self.other = 0
         # Directories, files and bytes listed that a retry would list again.
         self.walked: Counter[str] = Counter()
+
+    def close(self) -> None:
+        """Give back what it held."""
+        self._hasher.close()
 
     # What to walk
 
@@ -206,7 +209,7 @@ class Pipeline:
             listing = list_directory(opened.fd, known.path, opened.seed, opened.rules, self._huge_entries)
         except TooLarge:
             if not self._mounts.unmounted(todo, opened.fd, None):
-                self._huge.look(todo, opened, now_ns, piece)
+                Huge(self, self._huge_entries).look(todo, opened, now_ns, piece)
             return
         self.count(known, len(listing.files), listing.size, listing.other)
         if self._mounts.unmounted(todo, opened.fd, listing):

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -96,12 +97,12 @@ def _work(runtime: Runtime, holder: Holder, scan: Scan, tenant: Tenant) -> None:
         Progress(runtime.redis, runtime.keys, lease, runtime.clock_s, runtime.outage, _announcer()) as progress,
         Tree(tenant.root, cross_mounts=tenant.cross_mounts, rule_sources=rule_sources(tenant),
              touching=holder.look_at) as root,
-    ):  # fmt: skip
-        pipeline = Pipeline(
+        closing(Pipeline(
             holder, gate, write_back, scan, tenant, root,
             budget=Budget.of(settings, runtime.clock_s, runtime.hands_on), governor=runtime.governor, progress=progress,
             chunk_bytes=settings.hash_chunk_bytes, huge_entries=settings.huge_entries, clock_ns=runtime.clock_ns,
-        )  # fmt: skip
+        )) as pipeline,
+    ):  # fmt: skip
         try:
             rest = pipeline.run(Frontier.load(lease.frontier))
         except Draining:

@@ -72,6 +72,11 @@ class Hasher:
         self._inode = inode
         self._fsyncs_left = FSYNCS_PER_SHARD
 
+    def close(self) -> None:
+        """Give the buffer back at once: whose progress is told holds this too, and garbage is looked for rarely."""
+        self._view.release()
+        self._buffer.close()
+
     def hash(self, directory: int, listed: Entry, now_ns: int) -> Hashed:
         """Hash the file that a listing showed, opened relative to its directory. `now_ns`: the time of that listing."""
         if self._policy.algorithm_for(listed.size) == STAT:
