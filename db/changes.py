@@ -86,19 +86,23 @@ def _parse(cursor: str) -> tuple[int, int, str]:
         ) from error
 
 
-def after(connection: Connection, tenant_id: int, cursor: str | None, limit: int) -> Sequence[Change]:
-    """The next visible changes after a cursor (None: from the beginning), oldest first.
+def after(connection: Connection, tenant_id: int, cursor: str | None, limit: int,
+          visible: int | None = None) -> Sequence[Change]:  # fmt: skip
+    """The next visible changes after a cursor (None: from the beginning), oldest first. `visible`: up to which fence,
+    by scans.last_visible_fence, where that was asked already.
 
     Raises CursorLost for a cursor that is malformed, from a database that was lost, or older than what is kept.
     """
     fence, n = _resolve(connection, tenant_id, cursor)
+    if visible is None:
+        visible = scans.last_visible_fence(connection, tenant_id)
     c = changes.c
     query = (
         select(c.fence, c.n, c.kind, c.path, c.old_path, c.type, c.size, c.digest, c.algorithm, c.target, c.reason,
                scans_table.c.id, scans_table.c.finished_at)
         .join(scans_table, and_(scans_table.c.tenant_id == c.tenant_id, scans_table.c.fence == c.fence))
         .where(c.tenant_id == tenant_id, tuple_(c.fence, c.n) > tuple_(fence, n))
-        .where(c.fence <= scans.last_visible_fence(connection, tenant_id))
+        .where(c.fence <= visible)
         .order_by(c.fence, c.n)
         .limit(limit)
     )  # fmt: skip

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import anyio
+from sqlalchemy import Connection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from db import changes
-from db.types import ENDED
+from db import changes, scans
+from db.types import ENDED, Unknown
 from orchestrator.api.access import Access
 from orchestrator.api.hub import EVERY_S, Hub
 from orchestrator.api.problems import Problem, problem_of
@@ -41,23 +42,32 @@ class Pages:
         key = tenant_id, cursor
         task = self._reading.get(key)
         if task is None:
-            read = functools.partial(self._read, Caller("feed", frozenset({tenant})), tenant_id, cursor)
+            read = functools.partial(self._read, tenant, tenant_id, cursor)
             task = self._reading[key] = asyncio.ensure_future(streams.do(read))
             task.add_done_callback(lambda _: self._reading.pop(key, None))
         return await asyncio.shield(task)
 
-    def _read(self, caller: Caller, tenant_id: int, cursor: str | None) -> Page:
-        with self._access.read(caller) as connection:
-            found = changes.after(connection, tenant_id, cursor, PAGE)
-        sent = b"".join(event("change", change_document(one), one.cursor) for one in found)
-        return Page(sent, found[-1].cursor if found else cursor)
+    def _read(self, tenant: str, tenant_id: int, cursor: str | None) -> Page:
+        with self._access.read(Caller("feed", frozenset({tenant}))) as connection:
+            return page(connection, tenant, tenant_id, cursor)
 
 
 class Page(NamedTuple):
-    """Some events, and the place behind them."""
+    """Some events, the place behind them, and up to which fence there are no more (None: there may be)."""
 
     sent: bytes
     cursor: str | None
+    up_to: int | None
+
+
+def page(connection: Connection, tenant: str, tenant_id: int, cursor: str | None) -> Page:
+    """The changes after a cursor, and where that ends. Raises CursorLost, Unknown."""
+    visible = scans.visible_fences(connection, [tenant_id]).get(tenant_id)
+    if visible is None:
+        raise Unknown(f"there is no tenant {tenant!r}")
+    found = changes.after(connection, tenant_id, cursor, PAGE, visible)
+    sent = b"".join(event("change", change_document(one), one.cursor) for one in found)
+    return Page(sent, found[-1].cursor if found else cursor, None if len(found) == PAGE else visible)
 
 
 def event(name: str, document: Any, id_: str | None = None) -> bytes:
@@ -66,24 +76,30 @@ def event(name: str, document: Any, id_: str | None = None) -> bytes:
     return f"{head}event: {name}\ndata: {json.dumps(document, ensure_ascii=False)}\n\n".encode()
 
 
-async def feed(hub: Hub, pages: Pages, tenant: str, tenant_id: int, cursor: str | None) -> AsyncIterator[bytes]:
-    """The changes after a cursor, and those that come, as they become visible."""
-    yield b"retry: 1000\n\n"
+async def feed(hub: Hub, pages: Pages, tenant: str, tenant_id: int, first: Page) -> AsyncIterator[bytes]:
+    """A page of changes that was read, those after it, and those that come, as they become visible."""
+    yield b"retry: 1000\n\n" + first.sent
+    cursor, up_to = first.cursor, first.up_to
     with hub.feed(tenant_id) as topic:
         while not (hub.is_closing or topic.is_gone):
-            changed, wait_s = topic.changed, HEARTBEAT_S
+            changed, latest = topic.changed, topic.latest
+            # (A look at all feeds may be older than what this one's reader has read.)
+            if up_to is not None and latest in (None, up_to):
+                if not await hub.wait(changed, HEARTBEAT_S):
+                    yield _HEARTBEAT
+                continue
             try:
-                page = await pages.after(tenant, tenant_id, cursor)
+                sent, cursor, up_to = await pages.after(tenant, tenant_id, cursor)
             except Exception as error:  # noqa: BLE001 - its reader is told, or waits until the database is back
                 problem = problem_of(error)
                 if problem.status != 503:
                     yield event("problem", problem.document())
                     return
-                page, wait_s = Page(b"", cursor), EVERY_S
-            if page.sent:
-                yield page.sent
-                cursor = page.cursor
-            elif not await hub.wait(changed, wait_s) and wait_s == HEARTBEAT_S:
+                await hub.wait(changed, EVERY_S)
+                continue
+            if sent:
+                yield sent
+            elif latest != up_to and not await hub.wait(changed, HEARTBEAT_S):
                 yield _HEARTBEAT
         if topic.is_gone:
             yield event("problem", Problem(404, f"there is no tenant {tenant!r}").document())

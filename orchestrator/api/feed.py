@@ -47,19 +47,24 @@ async def read_changes(
         service.hub.require_room()
     cursor = (last_event_id or since if streamed else since) or None
 
-    def read() -> tuple[int, dict[str, object]]:
+    def read() -> dict[str, object]:
         with service.access.read(caller) as connection:
             tenant = tenant_of(connection, caller, name)
-            found = changes.after(connection, tenant.id, cursor, 1 if streamed else limit)
+            found = changes.after(connection, tenant.id, cursor, limit)
         items = [change_document(one) for one in found]
         behind = found[-1].cursor if found else cursor
-        return tenant.id, {"items": items, "next": behind if len(items) == limit else None, "cursor": behind}
+        return {"items": items, "next": behind if len(items) == limit else None, "cursor": behind}
 
-    tenant_id, page = await database.do(read)
+    def begin() -> tuple[int, events.Page]:
+        with service.access.read(caller) as connection:
+            tenant = tenant_of(connection, caller, name)
+            return tenant.id, events.page(connection, tenant.name, tenant.id, cursor)
+
     if not streamed:
-        return answer(page)
+        return answer(await database.do(read))
+    tenant_id, first = await database.do(begin)
     pages: events.Pages = request.app.state.pages
-    return events.EventStream(events.feed(service.hub, pages, name, tenant_id, cursor))
+    return events.EventStream(events.feed(service.hub, pages, name, tenant_id, first))
 
 
 @router.get("/files", response_model=FilesPage, responses=problems(404))

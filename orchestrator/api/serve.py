@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import resource
 import signal
 import socket
@@ -13,7 +14,7 @@ import uvicorn
 from orchestrator.api.app import make_api
 from orchestrator.api.hub import Hub
 from orchestrator.api.listening import BACKLOG
-from tasks.app import App
+from tasks.app import YOUNG_OBJECTS, App
 from tasks.settings import Settings
 
 # What was asked before TERM is answered within so long.
@@ -44,10 +45,13 @@ def serve(settings: Settings, app: App, listening: socket.socket, *, level: str)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     sys.setswitchinterval(TURN_S)
     api = make_api(settings, app)
+    # What is loaded stays: looking through it for garbage would keep all who ask waiting for a tenth of a second.
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
     config = uvicorn.Config(
         api, log_config=None, log_level=level.lower(), access_log=False, server_header=False,
         timeout_keep_alive=KEPT_OPEN_S, timeout_graceful_shutdown=ENDS_WITHIN_S, backlog=BACKLOG,
-        proxy_headers=False, lifespan="on", ws="none", loop="asyncio",
+        proxy_headers=False, lifespan="on", ws="none", loop="uvloop", http="httptools",
     )  # fmt: skip
     # It raises the signal again once it has ended, for who handled it before: that would be the end of the process.
     for number in (signal.SIGINT, signal.SIGTERM):
