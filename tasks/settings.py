@@ -154,7 +154,8 @@ def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings
         name = PREFIX + str(first["loc"][0]).upper()
         if str(first["loc"][0]) in SECRET:
             raise UsageError(f"{name} cannot be used (its value is not shown): {first['msg']}") from None
-        raise UsageError(f"{name}={first['input']!r} cannot be used: {first['msg']}") from error
+        # (It may be an address with its password that was given to the wrong one.)
+        raise UsageError(f"{name}={without_passwords(repr(first['input']))} cannot be used: {first['msg']}") from error
 
 
 def source(name: str) -> str:

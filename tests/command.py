@@ -41,24 +41,11 @@ class Command:
 
     def run(self, *words: str | bytes, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
         if self.starts_nothing and threading.current_thread() is threading.main_thread():
-            return self._run_here(words, timeout_s)
+            return run_here(self.argv(*words), self.env, timeout_s)
         return subprocess.run(
             self.argv(*words), env={**os.environ, **self.env}, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, timeout=timeout_s, errors="surrogateescape",
         )  # fmt: skip
-
-    def _run_here(self, words: Sequence[str | bytes], timeout_s: float) -> subprocess.CompletedProcess[str]:
-        argv, status = [os.fsdecode(word) for word in self.argv(*words)], 0
-        with CliRunner().isolation(env=self.env) as (stdout, stderr, _), _interrupted_after(timeout_s):
-            before, sys.argv = sys.argv, argv
-            try:
-                main()
-            except SystemExit as ending:
-                status = ending.code if isinstance(ending.code, int) else 0
-            finally:
-                sys.argv = before
-                sys.stdout.flush()
-        return subprocess.CompletedProcess(argv, status, stdout.getvalue().decode(), stderr.getvalue().decode())
 
     def start(self, *words: str | bytes) -> processes.Running:
         return processes.start(self.argv(*words), env={**os.environ, **self.env})
@@ -85,7 +72,7 @@ class Command:
 
     def read(self, *words: str) -> list[dict]:
         """What a command that only reads prints."""
-        done = self._run_here([*words, "--json"], 100)
+        done = run_here(self.argv(*words, "--json"), self.env, 100)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.split("\n")[:-1]]
 
@@ -100,6 +87,21 @@ class Command:
         """Beside a stack that runs: scans asked for by this process, for many small ones."""
         with asking(settings_of(str(self.state))) as session:
             yield Asking(session)
+
+
+def run_here(argv: Sequence[str | bytes], env: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """A command in this process; what it does not catch is raised."""
+    argv, status = [os.fsdecode(word) for word in argv], 0
+    with CliRunner().isolation(env=env) as (stdout, stderr, _), _interrupted_after(timeout_s):
+        before, sys.argv = sys.argv, argv
+        try:
+            main()
+        except SystemExit as ending:
+            status = ending.code if isinstance(ending.code, int) else 0
+        finally:
+            sys.argv = before
+            sys.stdout.flush()
+    return subprocess.CompletedProcess(argv, status, stdout.getvalue().decode(), stderr.getvalue().decode())
 
 
 @contextlib.contextmanager

@@ -123,7 +123,8 @@ def test_a_scan_is_one_trace_from_being_asked_for_to_its_end(receiver: Receiver,
 
 def test_where_nobody_asked_nothing_of_it_is_imported() -> None:
     program = (
-        "import sys, orchestrator.cli; import tasks.scan_shard, tasks.finish, orchestrator.session;"
+        "import sys; from tasks import wanted; wanted.spare_redis();"  # as `main` does
+        "import orchestrator.cli, tasks.scan_shard, tasks.finish, orchestrator.session;"
         "from tasks import traces\n"
         "with traces.span('shard', 'x', {}, tenant='t'): assert traces.headers('x') == traces.named('x') == {}\n"
         "traces.over('request', 'x', 0.0); traces.end()\n"

@@ -12,8 +12,6 @@ import click
 from db.types import StrandlineError
 from tasks import wanted
 
-wanted.spare_redis()
-
 # command → (module, function); the order is that of --help.
 COMMANDS = {
     "scan": ("scan", "scan", "Scan one folder to the end, on the embedded stack or the one that runs."),
@@ -69,6 +67,7 @@ def group() -> None:
 
 def main() -> None:
     """Run a command; its exit status is 0 done, 1 done with something wrong, 2 wrong usage, 130 interrupted."""
+    wanted.spare_redis()
     try:
         group(prog_name="strandline", standalone_mode=False)
         if sys.stdout is not None:  # as after `>&-`
@@ -82,6 +81,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("strandline: interrupted", err=True)
         sys.exit(130)
+    except UnicodeEncodeError as error:
+        click.echo(f"strandline: {error.object!r} is not UTF-8, as all but a path must be", err=True)
+        sys.exit(2)
     except BrokenPipeError:  # who read this has had enough, as `| head` does
         _forget_output()
     except OSError as error:
