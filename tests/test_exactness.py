@@ -39,15 +39,21 @@ def let_age(root: bytes, seconds: float) -> None:
 # ---- The scenarios, on every file system
 
 LOOP = ("root", "mount")
-KINDS = [
-    "disk",
-    "tmpfs",
-    *(pytest.param(kind, marks=pytest.mark.needs(*LOOP, kind)) for kind in ("ext4", "xfs", "btrfs", "overlay")),
-    pytest.param("ext4-1s", marks=pytest.mark.needs(*LOOP, "ext4")),
-    *(pytest.param(kind, marks=pytest.mark.needs(*LOOP, "fuse")) for kind in ("fuse", "fuse-exfat")),
-]
+NEEDS = {
+    "disk": (), "tmpfs": (), **{kind: (*LOOP, kind) for kind in ("ext4", "xfs", "btrfs", "overlay")},
+    "ext4-1s": (*LOOP, "ext4"), "fuse": (*LOOP, "fuse"), "fuse-exfat": (*LOOP, "fuse"),
+}  # fmt: skip
+WHENS = ("aged", "settled", "no-delay")
+# A FUSE in Python is slow: of it `make test` has what a kernel's file system does not show as well.
+ONLY_LARGE = [("fuse", "settled"), ("fuse", "no-delay"), ("fuse-exfat", "aged"), ("fuse-exfat", "no-delay")]
+CASES = [
+    pytest.param(
+        kind, when, id=f"{kind}-{when}",
+        marks=[pytest.mark.needs(*needed), *([pytest.mark.large] if (kind, when) in ONLY_LARGE else [])],
+    )
+    for kind, needed in NEEDS.items() for when in WHENS
+]  # fmt: skip
 Places = dict[str, bytes | Exception]
-WHENS = ["aged", "settled", "no-delay"]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +110,7 @@ def set_up(folder: bytes, when: str) -> tuple[bytes, bytes]:
 @pytest.mark.row(20, "an NFD twin")
 @pytest.mark.row(21, "names with a newline, and not UTF-8")
 @pytest.mark.row(39, "whole seconds, no ctime, other inodes, frozen folders: what cannot be seen is named")
-@pytest.mark.parametrize("when", WHENS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "when"), CASES)
 def test_all_29_scenarios_give_the_right_index_after_one_scan(
     cli: Command,
     places: dict[str, bytes | Exception],

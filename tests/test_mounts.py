@@ -113,8 +113,15 @@ def test_a_mount_that_is_crossed_is_indexed_and_survives_being_unmounted(cli: Co
 )
 @pytest.mark.parametrize("huge", [False, True])
 def test_a_crossed_mount_that_comes_over_known_files_deletes_nothing(cli: Command, tmp_path: Path, huge: bool) -> None:
-    if huge:
-        cli = Command(tmp_path / "state", {"STRANDLINE_HUGE_ENTRIES": "50"})
+    if not huge:
+        nothing_is_deleted(cli, tmp_path)
+        return
+    other = Command(tmp_path / "state", {"STRANDLINE_HUGE_ENTRIES": "50"})
+    with other.up():
+        nothing_is_deleted(other, tmp_path)
+
+
+def nothing_is_deleted(cli: Command, tmp_path: Path) -> None:
     root, name = tenant(cli, tmp_path, "--cross-mounts")
     build(root + b"/point", Dir({b"%d" % number: File(b"%d" % number) for number in range(60)}))
     cli.scan(root)

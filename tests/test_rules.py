@@ -122,12 +122,13 @@ def test_a_state_folder_inside_the_root_is_left_out(tmp_path: Path) -> None:
     build(os.fsencode(root), TREE)
     own = Command(root / "my [state]")
 
-    for _ in range(2):
-        document = own.scan(root)
+    with own.up():
+        for _ in range(2):
+            document = own.scan(root)
 
-    assert (document["state"], document["added"], document["modified"]) == ("succeeded", 0, 0)
-    own.json("tenant", "set", "root", "--ignore", "*.log", "--ignore", "*.tmp")
-    assert own.scan(root)["added"] == 0
+        assert (document["state"], document["added"], document["modified"]) == ("succeeded", 0, 0)
+        own.json("tenant", "set", "root", "--ignore", "*.log", "--ignore", "*.tmp")
+        assert own.scan(root)["added"] == 0
     left_out = {path: entry for path, entry in listing(os.fsencode(root)).items() if not path.endswith(b".log")}
     assert own.index("root") == without(left_out, b"my [state]")
     assert "our own state folder" in own.run("scan", str(own.state)).stderr
