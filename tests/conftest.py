@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from tests.volumes import Volume, Volumes
 
 # mkfs and its like are in folders that not every user's PATH names.
 os.environ["PATH"] += ":/usr/sbin:/sbin"
+# A shell starts what it leaves in the background deaf to Ctrl-C, which all that is started here would be as well.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
 POSTGRES_KINDS = servers.postgres_kinds()
 MAY_SKIP = "may be missing"
