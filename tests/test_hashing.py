@@ -22,7 +22,6 @@ from tasks.core.policy import Policy
 from tests import trees
 from tests.children import as_nobody
 from tests.processes import open_descriptors
-from tests.waiting import wait_until
 
 CHUNK = 4096
 BLOCKING_S = 20
@@ -67,8 +66,7 @@ def no_descriptor_is_left():
     gc.collect()  # what tests before this one have left
     before = open_descriptors()
     yield
-    # (Threads that tests before this one have left may be opening and closing one.)
-    wait_until(lambda: open_descriptors() <= before, 10, "all that was opened is closed")
+    assert open_descriptors() == before
 
 
 def sha(content: bytes) -> bytes:

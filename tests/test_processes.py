@@ -142,5 +142,4 @@ def test_nothing_is_left_open() -> None:
     before = processes.open_descriptors(), threading.active_count()
     with python("print(1)") as running:
         running.wait(30)
-    # (Threads that tests before this one have left may be opening and closing one.)
-    wait_until(lambda: (processes.open_descriptors(), threading.active_count()) <= before, 10, "all is closed")
+    assert (processes.open_descriptors(), threading.active_count()) == before

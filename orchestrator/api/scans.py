@@ -45,8 +45,8 @@ _BODY = TypeAdapter(ScanRequest | None)
 
 
 class Lean(APIRoute):
-    """The route that is asked most. FastAPI documents it by its function's signature; the request is read here, since to
-    find out anew what a function depends on takes FastAPI a fifth of the processor time of each request.
+    """The route that is asked most. FastAPI documents it by its function's signature; the request is read here, since
+    to find out anew what a function depends on takes FastAPI a fifth of the processor time of each request.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
