@@ -347,7 +347,7 @@ def _wait_for_end(pid: int, timeout_s: float) -> bool:
 
 def open_descriptors() -> int:
     """Of this process, once garbage of earlier tests has closed its own. The least of some looks: threads that these
-    have left may have one open for a moment.
+    have left may have one open for a moment, and close one for good: so it is held against what it was by `<=`.
     """
     gc.collect()
     looks = []

@@ -555,7 +555,7 @@ def test_an_error_half_way_through_is_unreadable_and_never_a_shorter_listing(
     # then
     assert (refused.value.path, refused.value.operation) == (b"path", "list")
     assert refused.value.error == os.strerror(code).lower()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced by a folder", "symlink replaced by a file"])

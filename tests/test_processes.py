@@ -142,4 +142,4 @@ def test_nothing_is_left_open() -> None:
     before = processes.open_descriptors(), threading.active_count()
     with python("print(1)") as running:
         running.wait(30)
-    assert (processes.open_descriptors(), threading.active_count()) == before
+    assert processes.open_descriptors() <= before[0] and threading.active_count() <= before[1]

@@ -259,7 +259,7 @@ def test_the_listing_leaves_no_descriptor_open(root: bytes) -> None:
     scenarios.setup(root)
     before = open_descriptors()
     listing(root)
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_many_files_are_distinct_old_and_two_levels_deep(root: bytes) -> None:
