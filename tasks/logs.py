@@ -76,11 +76,13 @@ def _as_json(_logger: WrappedLogger, _method: str, event: MutableMapping[str, An
 
 
 def _as_text(_logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]) -> str:
-    """`12:00:00.000 warning what happened  [tasks.finish] tenant=notes scan=…`, and below it the traceback."""
+    """`12:00:00.000 warning what happened  [tasks.finish] tenant=notes scan=…`, and below it the traceback. Counts that
+    are nought are left out: a person looks for those that are not.
+    """
     stamp, level, logger, said = (event.pop(name, "") for name in _FIRST)
     exception = event.pop(_EXCEPTION, None)
     event.pop("pid", None)
-    more = "".join(f" {name}={value}" for name, value in event.items())
+    more = "".join(f" {name}={value}" for name, value in event.items() if value or value is False)
     line = f"{str(stamp)[11:23]} {level:<7} {said}  [{logger}]{more}"
     return line if exception is None else f"{line}\n{exception}"
 

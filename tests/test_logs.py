@@ -74,7 +74,7 @@ def test_json_is_an_object_a_line_with_the_ids_that_are_bound(log: Log) -> None:
 
 def test_text_is_a_line_for_people(text: Log) -> None:
     with logs.bound(tenant="notes"):
-        text.events.info("shard done", files=2)
+        text.events.info("shard done", files=2, moved=0, reason=None)
 
     [line] = text.lines
     assert line[8] == "." and line[13:] == f"info    shard done  [{text.logger.name}] files=2 tenant=notes"
