@@ -6,7 +6,7 @@ import logging
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import QueuePool
 
+from db import row_security
 from db.clock import sqlite_clock
 from db.failures import Failure, failure_of
 from db.types import UsageError
@@ -109,6 +110,13 @@ def patient(engine: Engine) -> Engine:
     removing, publishing).
     """
     return engine.execution_options(patient=True, hurried=False)
+
+
+def narrowed(engine: Engine, names: Collection[str] | None) -> Engine:
+    """The same engine, whose transactions see and write these tenants alone (None: all); PostgreSQL with the role of
+    db.row_security.
+    """
+    return engine.execution_options(as_well=f"; {row_security.narrowing(names)}")
 
 
 @contextmanager

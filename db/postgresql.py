@@ -96,7 +96,9 @@ class Hurried(Bounded):
 
 
 def engine(url: str, pool_size: int, hurried: bool = False) -> Engine:
-    """An engine with at most `pool_size` connections. The driver's own BEGIN is off: ours says more."""
+    """An engine with at most `pool_size` connections. The driver's own BEGIN is off: ours says more, and what the
+    execution option `as_well` adds.
+    """
     kind = Hurried if hurried else Bounded
     made = create_engine(
         url, poolclass=QueuePool, pool_size=pool_size, max_overflow=0, pool_pre_ping=not hurried, pool_use_lifo=True,
@@ -123,7 +125,7 @@ def engine(url: str, pool_size: int, hurried: bool = False) -> Engine:
         statement, answer_timeout_s = _BOUNDS[next((name for name in ("patient", "hurried") if options.get(name)), "")]
         driver: Any = connection.connection.driver_connection
         driver.answer_timeout_s = answer_timeout_s
-        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(statement + options.get("as_well", ""))
 
     if hurried:
         _ask_idle_ones(made)

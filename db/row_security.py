@@ -47,12 +47,13 @@ def is_usable(connection: Connection) -> bool:
     return bool(connection.exec_driver_sql(query).scalar())
 
 
-def narrow(connection: Connection, names: Collection[str] | None) -> None:
-    """From here to the end of the transaction nothing but these tenants' rows (None: all) can be seen or written."""
+def narrowing(names: Collection[str] | None) -> str:
+    """What to say at the begin of a transaction, so that in it nothing but these tenants' rows (None: all) can be seen
+    or written.
+    """
     visible = f"'{ALL}'"
     if names is not None:
         # Names of tenants hold no quotes. (Numbers in place of names keep the policies cheap.)
         listed = ", ".join(f"'{name}'" for name in sorted(names)) or "NULL"
         visible = f"(SELECT coalesce(string_agg(id::text, ','), '') FROM tenants WHERE name IN ({listed}))"
-    found = connection.exec_driver_sql(f"SELECT set_config('{SETTING}', {visible}, true); SET LOCAL ROLE {ROLE}")
-    found.close()
+    return f"SELECT set_config('{SETTING}', {visible}, true); SET LOCAL ROLE {ROLE}"

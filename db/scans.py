@@ -164,56 +164,38 @@ def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: b
     A running scan is never joined: what it has passed already would be missed.
     """
     wanted = named.dump(paths) if paths and not verify and confirms is None else None
-    asked = {"of_tenant": tenant_id, "full_too": full, "verify_too": verify}
-    if confirms is not None:
-        asked["confirmed"] = confirms
-    for _ in range(2):
-        queued = connection.execute(_widening(confirms is not None), asked).mappings().first()
-        if queued is not None:
-            return _widened(connection, _scan(queued), wanted), False
-        values = {"id": new_scan_id(), "tenant_id": tenant_id, "trigger": trigger, "full": full, "verify": verify,
-                  "confirms": confirms, "paths": wanted, "state": ScanState.QUEUED}  # fmt: skip
-        try:
-            made = connection.execute(_queueing(connection.dialect.name), values).mappings().first()
-        except IntegrityError:
-            break  # there is no such tenant
-        if made is not None:
-            return _scan(made), True
-        # somebody else queued one between the two statements: join it
-    raise UsageError(f"no scan could be queued for tenant {tenant_id}: was it removed just now?")
-
-
-def _widened(connection: Connection, scan: Scan, others: str | None) -> Scan:
-    """The queued scan, whose row the caller has locked, of these paths as well."""
-    wider = named.widened(scan.paths, others)
+    values = {"id": new_scan_id(), "tenant_id": tenant_id, "trigger": trigger, "full": full, "verify": verify,
+              "confirms": confirms, "paths": wanted, "state": ScanState.QUEUED}  # fmt: skip
+    try:
+        scan = _scan(connection.execute(_queueing(connection.dialect.name), values).mappings().one())
+    except IntegrityError:
+        raise UsageError(f"no scan could be queued for tenant {tenant_id}: was it removed just now?") from None
+    if scan.id == values["id"]:
+        return scan, True
+    wider = named.widened(scan.paths, wanted)
     if wider != scan.paths:
         connection.execute(update(scans).where(scans.c.id == scan.id).values(paths=wider))
-    return replace(scan, paths=wider)
-
-
-# (Made once: to put them together takes longer than to execute them.)
-
-
-@functools.cache
-def _widening(confirms: bool) -> ReturningUpdate[Any]:
-    known, asked = scans.c.confirms, bindparam("confirmed", type_=BigInteger)
-    wider = {"confirms": case((known > asked, known), else_=asked)} if confirms else {}
-    return (
-        update(scans)
-        .where(scans.c.tenant_id == bindparam("of_tenant"), scans.c.state == said(ScanState.QUEUED))
-        .values(
-            full=scans.c.full | bindparam("full_too", type_=Boolean),
-            verify=scans.c.verify | bindparam("verify_too", type_=Boolean),
-            **wider,
-        )
-        .returning(*_COLUMNS)
-    )
+    return replace(scan, paths=wider), False
 
 
 @functools.cache
 def _queueing(dialect: str) -> ReturningInsert[Any]:
-    insert_into = sqlite.insert if dialect == "sqlite" else postgresql.insert
-    return insert_into(scans).values(requested_at=clock()).on_conflict_do_nothing().returning(*_COLUMNS)
+    """A new scan, or all but the paths of the queued one widened, whose row is locked then. (Made once: to put it
+    together takes longer than to execute it.)
+    """
+    insert_into, greatest = (
+        (sqlite.insert, func.max) if dialect == "sqlite" else (postgresql.insert, func.greatest)
+    )
+    known, new = scans.c, insert_into(scans).values(requested_at=clock())
+    asked = new.excluded
+    wider = {
+        "full": known.full | asked.full,
+        "verify": known.verify | asked.verify,
+        "confirms": func.coalesce(greatest(known.confirms, asked.confirms), known.confirms, asked.confirms),
+    }
+    return new.on_conflict_do_update(
+        index_elements=[known.tenant_id], index_where=text("state = 'queued'"), set_=wider
+    ).returning(*_COLUMNS)
 
 
 def startable(connection: Connection, limit: int) -> Sequence[tuple[str, int]]:

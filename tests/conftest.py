@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -44,6 +45,13 @@ def _tested_on() -> list[str]:
     found = [servers.redis_version(), *(kind.described() for kind in POSTGRES_KINDS)]
     lines = ["servers: " + ", ".join(found), "not to be had here: " + ", ".join(needs.may_be_missing())]
     return [*lines, "every other skip is a failure (REQUIRE=all)"] if REQUIRE_ALL else lines
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: to look through it for garbage takes a second, and many tests let it be looked for."""
+    gc.collect()
+    gc.freeze()
 
 
 # What a test needs

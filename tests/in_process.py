@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 from unittest import mock
@@ -195,6 +196,20 @@ class InProcess:
     def close(self) -> None:
         remove_tenant(self.engine, self.tenant.id)
         del self.engine.dialect.do_commit
+
+    def keep(self) -> None:
+        """`again` brings the database back to what it is now."""
+        self.engine.dispose()  # SQLite writes its log back into the file
+        self._kept = Path(str(self.engine.url.database)).read_bytes(), self.scan_id, self._read_to
+
+    def again(self) -> Self:
+        """As it was at `keep`, with a Redis that knows nothing: for what is tried many times from there."""
+        self.engine.dispose()
+        content, self.scan_id, self._read_to = self._kept
+        Path(str(self.engine.url.database)).write_bytes(content)
+        self.redis.flushall()
+        self._new_process()
+        return self
 
     def _new_process(self) -> None:
         runtime = Runtime(self.settings)

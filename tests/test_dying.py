@@ -13,7 +13,7 @@ from db.engine import reading
 from tasks import settings as all_settings
 from tasks.app import make_app
 from tasks.finish import DEATHS_ALTOGETHER, DEATHS_AT_MOST
-from tests import in_process, trees
+from tests import in_process
 from tests.in_process import Died, InProcess
 from tests.trees import Dir, File, apply_feed, build, listing
 
@@ -28,33 +28,22 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def place(engine: Engine) -> Iterator[Callable[[], InProcess]]:
-    """Scanned once, and since then a file is gone, one has moved, and one is new."""
-    made: list[InProcess] = []
+    """Scanned once, and since then a file is gone, one has moved, and one is new; each call gives it anew."""
     with tempfile.TemporaryDirectory(prefix="strandline-dying-") as folder:
         os.chmod(folder, 0o755)
-
-        def make() -> InProcess:
-            end()
-            root = os.fsencode(Path(folder, "root"))
-            trees.remove(root)
-            build(root, Dir({b"a": Dir({b"gone": File(b"1"), b"old": File(b"2")}), b"stays": File(b"3")}))
-            app = make_app(all_settings.load({}, redis_url="redis://nowhere"))
-            made.append(InProcess(app, engine, root, policy={}))
-            made[-1].request()
-            assert made[-1].carry_on()
-            made[-1].news()
-            os.unlink(root + b"/a/gone")
-            os.rename(root + b"/a/old", root + b"/a/new")
-            build(root + b"/added", File(b"4"))
-            made[-1].request()
-            return made[-1]
-
-        def end() -> None:
-            while made:
-                made.pop().close()
-
-        yield make
-        end()
+        root = os.fsencode(Path(folder, "root"))
+        build(root, Dir({b"a": Dir({b"gone": File(b"1"), b"old": File(b"2")}), b"stays": File(b"3")}))
+        made = InProcess(make_app(all_settings.load({}, redis_url="redis://nowhere")), engine, root, policy={})
+        made.request()
+        assert made.carry_on()
+        made.news()
+        os.unlink(root + b"/a/gone")
+        os.rename(root + b"/a/old", root + b"/a/new")
+        build(root + b"/added", File(b"4"))
+        made.request()
+        made.keep()
+        yield made.again
+        made.close()
 
 
 @pytest.mark.parametrize("committed", [False, True], ids=["before it", "after it"])

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db import row_security
-from db.engine import connect, patient, reading, write
+from db.engine import connect, narrowed, patient, reading, write
 from db.failures import Failure, failure_of
 from orchestrator.api.problems import Away
 from orchestrator.api.tokens import Caller
@@ -48,13 +48,13 @@ class Access:
         self._lock = threading.Lock()
         self._away = False
         self._next_s = 0.0
-        self._has_role = self._warned = False
+        self._warned = False
+        self._engines: dict[frozenset[str] | None, Engine] = {}  # by whom they see; callers are as many as tokens
 
     @contextmanager
     def read(self, caller: Caller) -> Iterator[Connection]:
         """A short read transaction in which only what the caller may see is looked for. Raises Away, DBAPIError."""
-        with self._noted(), reading(self._engine) as connection:
-            self._narrow(connection, caller)
+        with self._noted(), reading(self._narrowed(caller)) as connection:
             yield connection
 
     def write(
@@ -62,43 +62,41 @@ class Access:
     ) -> T:
         """`work(connection, …)` in a write transaction for the caller, as db.engine.write: it may be done again."""
 
-        def within(connection: Connection) -> T:
-            self._narrow(connection, caller)
+        def in_time(connection: Connection) -> T:
             answer = work(connection, *args, **more)
             if is_too_late():
                 raise Late("the database is too slow: nothing was done")
             return answer
 
         with self._noted():
-            return write(self._engine, within)
+            return write(self._narrowed(caller), in_time)
 
     def write_patiently(
         self, caller: Caller, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs
     ) -> T:
         """The same for what grows with a tenant: it is not undone for taking long."""
-
-        def within(connection: Connection) -> T:
-            self._narrow(connection, caller)
-            return work(connection, *args, **more)
-
         with self._noted():
-            return write(patient(self._engine), within)
+            return write(patient(self._narrowed(caller)), work, *args, **more)
 
-    def _narrow(self, connection: Connection, caller: Caller) -> None:
-        """From here on the database itself keeps tenants apart, where it can."""
-        if connection.dialect.name != "postgresql":
-            return
-        if not self._has_role:
-            self._has_role = row_security.is_usable(connection)
-        if self._has_role:
-            row_security.narrow(connection, caller.tenants)
-        elif not self._warned:
+    def _narrowed(self, caller: Caller) -> Engine:
+        """An engine with which the database itself keeps tenants apart, where it can."""
+        if self._engine.dialect.name != "postgresql":
+            return self._engine
+        found = self._engines.get(caller.tenants)
+        if found is not None:
+            return found
+        with reading(self._engine) as connection:
+            has_role = row_security.is_usable(connection)
+        if has_role:
+            return self._engines.setdefault(caller.tenants, narrowed(self._engine, caller.tenants))
+        if not self._warned:
             self._warned = True
             log.warning(
                 "row-level security is off: the role %s cannot be used; let an administrator of the database say "
                 "CREATE ROLE %s NOLOGIN, grant it to this user, and run `strandline migrate` again",
                 row_security.ROLE, row_security.ROLE,
             )  # fmt: skip
+        return self._engine
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
