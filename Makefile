@@ -10,6 +10,9 @@ override export STATE := $(value STATE)
 override export MINUTES := $(value MINUTES)
 override export SEED := $(value SEED)
 
+# Thousands of processes are started, which need not compile anew what they import, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests wait for a third of their time: three processes keep two processors busy, and a few more do no harm.
 PROCESSES := $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4)))
 

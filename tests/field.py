@@ -153,14 +153,18 @@ class Field:
         assert done.exit_code == 0, done.output
 
     def holder(self, path: bytes, *, past: int = 0, unlike: str | None = None) -> tuple[str, int]:
-        """Wait until a worker, not the one that is unlike, has read so much of this file: its name, and the child."""
+        """Wait until a worker, not the one that is unlike, has read so much of this file: its name, and the child, which
+        reads on without end: whatever else has to be done comes first.
+        """
 
         def look() -> tuple[str, int] | None:
             names = [name for name in self.cluster.processes if name.startswith("worker") and name != unlike]
             found = ((name, pid) for name in names if (pid := self.reader(name, path, past)) is not None)
             return next(found, None)
 
-        return wait_until(look, SOON_S, f"{path!r} is read")
+        name, child = wait_until(look, SOON_S, f"{path!r} is read")
+        os.setpriority(os.PRIO_PROCESS, child, 19)
+        return name, child
 
     def begin_worker(self, name: str, children: int = 1, program: str | None = None) -> Running:
         worker = self.cluster.begin(name, "worker", "--workers", str(children), program=program)

@@ -45,7 +45,7 @@ NEEDS = {
 }  # fmt: skip
 WHENS = ("aged", "settled", "no-delay")
 # A FUSE in Python is slow: of it `make test` has what a kernel's file system does not show as well.
-ONLY_LARGE = [("fuse", "settled"), ("fuse", "no-delay"), ("fuse-exfat", "aged"), ("fuse-exfat", "no-delay")]
+ONLY_LARGE = [*(("fuse", when) for when in WHENS), ("fuse-exfat", "aged"), ("fuse-exfat", "no-delay")]
 CASES = [
     pytest.param(
         kind, when, id=f"{kind}-{when}",

@@ -16,7 +16,7 @@ from tests.command import Command, each_change_once
 from tests.trees import Dir, File, apply_feed, build, listing
 from tests.waiting import wait_until
 
-MANY = (200, 100)  # folders, files in each
+MANY = (100, 100)  # folders, files in each
 
 
 @pytest.fixture
