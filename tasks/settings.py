@@ -154,8 +154,10 @@ def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings
         name = PREFIX + str(first["loc"][0]).upper()
         if str(first["loc"][0]) in SECRET:
             raise UsageError(f"{name} cannot be used (its value is not shown): {first['msg']}") from None
+        value = first["input"]
         # (It may be an address with its password that was given to the wrong one.)
-        raise UsageError(f"{name}={without_passwords(repr(first['input']))} cannot be used: {first['msg']}") from error
+        shown = without_passwords(value) if isinstance(value, str) else value
+        raise UsageError(f"{name}={shown!r} cannot be used: {first['msg']}") from error
 
 
 def source(name: str) -> str:

@@ -340,6 +340,14 @@ def test_an_option_that_cannot_be_used_names_its_setting() -> None:
         settings.load(workers=-1)
 
 
+@pytest.mark.parametrize("address", ["redis://:s3cr3t@host/0", "postgresql+psycopg://me:s3cr3t@host/db",
+                                     "postgresql+psycopg://host/db?password=s3cr3t"])  # fmt: skip
+def test_an_address_given_to_another_setting_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(UsageError, match=r"^STRANDLINE_WORKERS='.*\*\*\*.*' cannot be used: ") as refused:
+        settings.load({"STRANDLINE_WORKERS": address})
+    assert "s3cr3t" not in str(refused.value)
+
+
 def test_every_refusal_is_one_line_that_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in (("STRANDLINE_WORKERS", "a\nb\x1b"), ("STRANDLINE_WORKERS", "\udcff"), ("STRANDLINE_X", "")):
         with monkeypatch.context() as patched, pytest.raises(UsageError) as refused:
