@@ -10,14 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
-    Boolean,
     ColumnElement,
     Connection,
     RowMapping,
     and_,
     bindparam,
-    case,
     exists,
     func,
     or_,
@@ -27,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
+from sqlalchemy.sql.dml import ReturningInsert
 
 from db import named, tallies, webhooks
 from db.clock import clock
@@ -183,9 +180,7 @@ def _queueing(dialect: str) -> ReturningInsert[Any]:
     """A new scan, or all but the paths of the queued one widened, whose row is locked then. (Made once: to put it
     together takes longer than to execute it.)
     """
-    insert_into, greatest = (
-        (sqlite.insert, func.max) if dialect == "sqlite" else (postgresql.insert, func.greatest)
-    )
+    insert_into, greatest = (sqlite.insert, func.max) if dialect == "sqlite" else (postgresql.insert, func.greatest)
     known, new = scans.c, insert_into(scans).values(requested_at=clock())
     asked = new.excluded
     wider = {

@@ -49,7 +49,7 @@ def _tested_on() -> list[str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """What is loaded by now stays: to look through it for garbage takes a second, and many tests let it be looked for."""
+    """What is loaded by now stays: to look through it for garbage takes a second, which many tests let be done."""
     gc.collect()
     gc.freeze()
 

@@ -153,8 +153,8 @@ class Field:
         assert done.exit_code == 0, done.output
 
     def holder(self, path: bytes, *, past: int = 0, unlike: str | None = None) -> tuple[str, int]:
-        """Wait until a worker, not the one that is unlike, has read so much of this file: its name, and the child, which
-        reads on without end: whatever else has to be done comes first.
+        """Wait until a worker, not the one that is unlike, has read so much of this file: its name, and the child. It
+        reads on without end, so that whatever else has to be done comes first.
         """
 
         def look() -> tuple[str, int] | None:
@@ -163,7 +163,7 @@ class Field:
             return next(found, None)
 
         name, child = wait_until(look, SOON_S, f"{path!r} is read")
-        os.setpriority(os.PRIO_PROCESS, child, 19)
+        os.setpriority(os.PRIO_PROCESS, child, 10)
         return name, child
 
     def begin_worker(self, name: str, children: int = 1, program: str | None = None) -> Running:

@@ -48,7 +48,7 @@ class Access:
         self._lock = threading.Lock()
         self._away = False
         self._next_s = 0.0
-        self._warned = False
+        self._has_role = self._warned = False
         self._engines: dict[frozenset[str] | None, Engine] = {}  # by whom they see; callers are as many as tokens
 
     @contextmanager
@@ -82,13 +82,12 @@ class Access:
         """An engine with which the database itself keeps tenants apart, where it can."""
         if self._engine.dialect.name != "postgresql":
             return self._engine
-        found = self._engines.get(caller.tenants)
-        if found is not None:
-            return found
-        with reading(self._engine) as connection:
-            has_role = row_security.is_usable(connection)
-        if has_role:
-            return self._engines.setdefault(caller.tenants, narrowed(self._engine, caller.tenants))
+        if not self._has_role:
+            with reading(self._engine) as connection:
+                self._has_role = row_security.is_usable(connection)
+        if self._has_role:
+            found = self._engines.get(caller.tenants)
+            return found or self._engines.setdefault(caller.tenants, narrowed(self._engine, caller.tenants))
         if not self._warned:
             self._warned = True
             log.warning(
