@@ -71,6 +71,7 @@ def memory(cli: Command, root: bytes) -> None:
     shutil.rmtree(cli.state, ignore_errors=True)
     for name in ("first scan", "scan with nothing changed"):
         with processes.start(cli.argv("scan", root, "--json")) as running:
+            running.watch_memory()
             running.wait(600)
             peaks = ", ".join(f"{peak.name} {peak.peak_bytes >> 20} MB" for peak in running.peaks())
         print(f"peak memory by process, {name}: {peaks}", flush=True)

@@ -230,8 +230,7 @@ class Running:
         self._peaks: dict[tuple[int, int], Peak] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._sampler = threading.Thread(target=self._sample, daemon=True)
-        self._sampler.start()
+        self._sampler: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -278,6 +277,11 @@ class Running:
                 return self.alive()
         return set()
 
+    def watch_memory(self) -> None:
+        """From here on `peaks` knows also of processes that end meanwhile. It costs some hundredths of a processor."""
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+
     def peaks(self) -> list[Peak]:
         """The peak resident memory of each process seen so far, ended ones included, largest first."""
         self._take_sample()
@@ -293,7 +297,8 @@ class Running:
             _wait_for_end(left.pop(), deadline - time.monotonic())
         self.wait(KILL_S)
         self._stop.set()
-        self._sampler.join()
+        if self._sampler is not None:
+            self._sampler.join()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1

@@ -69,6 +69,7 @@ class Measured:
 def measured(cli: Command, *words: str | bytes) -> Measured:
     began = time.monotonic()
     with cli.start(*words) as running:
+        running.watch_memory()
         ended = running.wait(WITHIN_S)
         assert ended.returncode == 0, ended.stderr[-2000:]
         return Measured(time.monotonic() - began, ended.cpu_s, running.peaks(), ended.stdout)

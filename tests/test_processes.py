@@ -126,6 +126,7 @@ def test_the_sampler_sees_processes_that_end_before_anyone_asks() -> None:
         sampled = threading.Event()
         take = running._take_sample
         running._take_sample = lambda: (take(), sampled.set())
+        running.watch_memory()
         assert sampled.wait(30)
         running.send(signal.SIGKILL)
         running.wait(30)
