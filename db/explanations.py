@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
 
-from db.scans import LEFT_OUT, error_key
+from db.scan_notes import LEFT_OUT, error_key
 from db.tables import directories, files, scan_errors, scans
 from db.tree import order_key
 from db.types import ENDED

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db import changes, named, scans
+from db import changes, named, scan_notes
 from db.changes import Change
 from db.progress import Running
 from db.quarantine import Quarantined
@@ -81,8 +81,8 @@ def scan_document(connection: Connection, scan: Scan, tenant: str) -> dict[str, 
     ended = scan.state in ENDED
     # (Of one that runs the totals are not yet added up.)
     has_notes = scan.errors_total or scan.skipped_total or scan.state == ScanState.RUNNING
-    errors = scans.errors_of(connection, scan.id, LISTED_ERRORS) if has_notes else []
-    skipped = scans.skipped_of(connection, scan.id, LISTED_ERRORS) if has_notes else []
+    errors = scan_notes.errors_of(connection, scan.id, LISTED_ERRORS) if has_notes else []
+    skipped = scan_notes.skipped_of(connection, scan.id, LISTED_ERRORS) if has_notes else []
     cursor = changes.make_cursor(scan.fence, changes.BEHIND, scan.id) if ended and scan.fence is not None else None
     duration = (scan.finished_at - scan.started_at).total_seconds() if scan.finished_at and scan.started_at else None
     return {

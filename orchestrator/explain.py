@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping
 
 from db import explanations, quarantine
-from db.scans import LEFT_OUT, QUARANTINE
+from db.scan_notes import LEFT_OUT, QUARANTINE
 from db.tenants import Tenant
 from db.types import FileType, Unsettled
 from orchestrator.documents import text_of

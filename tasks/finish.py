@@ -11,7 +11,7 @@ from celery import current_app, shared_task
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import losses, scans, shards, tallies, tenants
+from db import losses, scan_notes, scans, shards, tallies, tenants
 from db.engine import patient, reading, write
 from db.scans import Scan
 from db.tenants import Tenant
@@ -119,7 +119,7 @@ def _judge(holder: Holder, scan: Scan, tenant: Tenant, place: Place | None, is_m
         return "delete", None
     with reading(holder.engine) as connection:
         seen = shards.places(connection, scan.id)
-        mount = scans.mount_of(connection, scan.id)
+        mount = scan_notes.mount_of(connection, scan.id)
         familiar = not is_mount or losses.any_familiar(connection, scan)
     doubt = mixed_root(seen | {str(place or "a folder that cannot be opened")})
     if doubt is None and deletions.count > 0 and place is not None:
@@ -193,6 +193,6 @@ def _state(connection: Connection, scan: Scan) -> ScanState:
     is_partial = (
         shards.any_errors(connection, scan.id)
         or shards.any_not_done(connection, scan.id)
-        or scans.any_refused(connection, scan.id)
+        or scan_notes.any_refused(connection, scan.id)
     )
     return ScanState.PARTIAL if is_partial else ScanState.SUCCEEDED

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from db import shards
-from db.scans import BREAKER, QUARANTINE
+from db.scan_notes import BREAKER, QUARANTINE
 from db.types import KnownFile, Unsettled
 from tasks.core.breaker import Covers, Failed, Key, ancestors
 from tasks.core.filesystem import Entry, Shadowed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from db import scans, tree
+from db import scan_notes, tree
 from db.engine import reading
 from db.scans import Scan
 from db.tenants import Tenant
@@ -45,7 +45,9 @@ class Mounts:
         if self._scan.confirms is not None or self._familiar(known, fd):
             self._write.mount(known, mount)
         else:
-            self._write.error(known.path, scans.MOUNT, "a mount came or went, and nothing of what was known is there")
+            self._write.error(
+                known.path, scan_notes.MOUNT, "a mount came or went, and nothing of what was known is there"
+            )
         return False
 
     def _familiar(self, known: KnownDirectory, fd: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db import changes, ranges, scans, tree
+from db import changes, ranges, scan_notes, tree
 from db.scans import Scan
 from db.types import KnownDirectory, name_hash
 from tasks.core.compare import Comparison, Outcome
@@ -155,7 +155,7 @@ class WriteBack:
         self.count(errors_total=1)
         self._keep(path, operation, error)
 
-    def skip(self, path: bytes, reason: str, operation: str = scans.SKIP) -> None:
+    def skip(self, path: bytes, reason: str, operation: str = scan_notes.SKIP) -> None:
         """A place that is left out on purpose."""
         self.count(skipped_total=1)
         self._keep(path, operation, reason)
@@ -163,7 +163,7 @@ class WriteBack:
     def _keep(self, path: bytes, operation: str, text: str) -> None:
         self._kept[operation] += 1
         if self._kept[operation] <= ERRORS_KEPT:  # of each kind some: the finish asks for that
-            self._batch.errors.append((self._scan.id, scans.error_key(path, operation), path, operation, text))
+            self._batch.errors.append((self._scan.id, scan_notes.error_key(path, operation), path, operation, text))
 
     def _flush_if_full(self) -> None:
         if len(self._batch) >= self._most:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from sqlalchemy import event, insert, update
 
-from db import changes, scans, shards, tenants
+from db import changes, scan_notes, scans, shards, tenants
 from db.clock import clock
 from db.engine import reading, write, writing
 from db.tables import changes as changes_table
@@ -323,12 +323,12 @@ def test_a_tenants_scans_are_listed_newest_first(engine, tenant):
 
 def test_where_a_mount_came_or_went_is_found_among_the_notes(engine, tenant):
     scan = start_scan(engine, tenant)
-    for operation, found in (("open", None), (scans.SKIP, None), (scans.MOUNT, b"m\xff")):
+    for operation, found in (("open", None), (scan_notes.SKIP, None), (scan_notes.MOUNT, b"m\xff")):
         with writing(engine) as connection:
             changes.write_errors(
-                connection, [(scan.id, scans.error_key(b"m\xff", operation), b"m\xff", operation, "x")]
+                connection, [(scan.id, scan_notes.error_key(b"m\xff", operation), b"m\xff", operation, "x")]
             )
-            assert scans.mount_of(connection, scan.id) == found
+            assert scan_notes.mount_of(connection, scan.id) == found
 
 
 def test_errors_of_a_scan_are_kept_once_each(engine, tenant):
@@ -342,8 +342,8 @@ def test_errors_of_a_scan_are_kept_once_each(engine, tenant):
     complete(engine, lease)
 
     with reading(engine) as connection:
-        assert scans.errors_of(connection, scan.id, 10) == [(b"a\xff", "open", "denied"), (b"b", "open", "denied")]
-        assert len(scans.errors_of(connection, scan.id, 1)) == 1
+        assert scan_notes.errors_of(connection, scan.id, 10) == [(b"a\xff", "open", "denied"), (b"b", "open", "denied")]
+        assert len(scan_notes.errors_of(connection, scan.id, 1)) == 1
         assert shards.any_errors(connection, scan.id)
     assert len(rows(engine, scan_errors)) == 2
 

@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from db import scans, tree
+from db import scan_notes, tree
 from db.engine import reading
 from db.tables import directories
 from db.types import KnownDirectory
@@ -25,12 +25,12 @@ def test_past_the_notes_that_are_kept_a_mount_is_still_noted_since_the_finish_as
     write = WriteBack(Holder(engine, claimed(engine, scan), 60), scan, tree.Ids(engine), Governor(Settings()))
     for name in (b"1", b"2", b"3"):
         write.error(name, "list", "denied")
-    write.error(b"m", scans.MOUNT, "a mount came")
+    write.error(b"m", scan_notes.MOUNT, "a mount came")
     write.flush()
 
     with reading(engine) as connection:
-        assert [path for path, _, _ in scans.errors_of(connection, scan.id, 10)] == [b"1", b"2", b"m"]
-        assert scans.mount_of(connection, scan.id) == b"m"
+        assert [path for path, _, _ in scan_notes.errors_of(connection, scan.id, 10)] == [b"1", b"2", b"m"]
+        assert scan_notes.mount_of(connection, scan.id) == b"m"
 
 
 def test_many_folders_in_one_whose_path_is_long_wait_without_their_paths(engine) -> None:
