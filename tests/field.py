@@ -163,7 +163,7 @@ class Field:
             return next(found, None)
 
         name, child = wait_until(look, SOON_S, f"{path!r} is read")
-        os.setpriority(os.PRIO_PROCESS, child, 10)
+        os.setpriority(os.PRIO_PROCESS, child, 15)
         return name, child
 
     def begin_worker(self, name: str, children: int = 1, program: str | None = None) -> Running:

@@ -82,7 +82,7 @@ def all_at_work(field: Field, scans: list[str]) -> bool:
     if at_work(field, scans) < 4:
         return False
     for pid in field.process("worker").descendants():
-        os.setpriority(os.PRIO_PROCESS, pid, 10)
+        os.setpriority(os.PRIO_PROCESS, pid, 15)
     return True
 
 
