@@ -23,7 +23,7 @@ from tests.field import field as field
 from tests.terminals import ALTERNATE, BACK, Terminal
 from tests.waiting import wait_until
 
-FOLDERS, FILES, SIZE = 40, 4, 24 << 20
+FOLDERS, FILES, SIZE = 40, 4, 12 << 20
 KEYS = Keys("strandline:")
 
 

@@ -5,19 +5,16 @@ import os
 import random
 import stat
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import feed as reading
-from orchestrator.cli import group
 from tests import replay, trees
 from tests.command import Command
 from tests.releases import Member, NoReleases, read, unpack
-from tests.replay import STYLES, Replay, replay_all
+from tests.replay import STYLES, Replay
 from tests.trees import Dir, File, Symlink, listing
 
 MTIME_NS = 315_532_800 * trees.SECOND_NS  # of every file, as in wheels that are built reproducibly
@@ -121,30 +118,18 @@ def made_up_releases(seed: int) -> list[tuple[str, list[Member]]]:
     return found
 
 
-class ReadsHere(Command):
-    """Saves the start of a process for each look at the feed or the index; scans are asked for as people do."""
-
-    lock = threading.Lock()
-
-    def read(self, *words: str) -> list[dict]:
-        documents: list[dict] = []
-        with self.lock, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reading, "print_json", documents.append)
-            assert group.main([*words, "--state", str(self.state), "--json"], standalone_mode=False) is None
-        return documents
-
-
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     with replay.stack(tmp_path_factory.mktemp("state")) as cli:
-        yield ReadsHere(cli.state, cli.env)
+        yield Command(cli.state, cli.env, starts_nothing=True)
 
 
 @pytest.mark.needs("rsync", "git")
 def test_index_feed_and_git_agree_after_each_step_in_each_style(
     cli: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = replay_all(cli, tmp_path, {"made up": made_up_releases(seed=1)}, STYLES)
+    project = made_up_releases(seed=1)
+    rows = [replay.replay(cli, tmp_path, "made up", project, style) for style in STYLES]
 
     assert not any(row.differences for row in rows), capsys.readouterr().out
     assert [row.style for row in rows] == list(STYLES) and all(len(row.steps) == 3 for row in rows)
@@ -156,13 +141,13 @@ def test_index_feed_and_git_agree_after_each_step_in_each_style(
 
 @pytest.mark.needs("git")
 def test_a_change_that_the_feed_leaves_out_is_told(cli: Command, tmp_path: Path) -> None:
-    class Lossy(ReadsHere):
+    class Lossy(Command):
         def feed(self, tenant: str, since: str | None = None) -> list[dict]:
             return super().feed(tenant, since)[:-1]
 
     members = [Member(name, File(name, mtime_ns=MTIME_NS)) for name in (b"a", b"b")]
 
-    step = Replay(Lossy(cli.state, cli.env), tmp_path, "lossy", "over").step(members)
+    step = Replay(Lossy(cli.state, cli.env, starts_nothing=True), tmp_path, "lossy", "over").step(members)
 
     assert [difference.split(": ")[0] for difference in step.differences] == [
         "the feed from its beginning",
