@@ -14,6 +14,7 @@ from db.engine import connect
 from orchestrator.api import breaker, docs, feed, health, metrics, page, problems, scans, tenants, webhook
 from orchestrator.api.access import Access
 from orchestrator.api.coordination import Coordination
+from orchestrator.api.direct import Direct
 from orchestrator.api.events import Pages
 from orchestrator.api.hub import Hub
 from orchestrator.api.limits import Buckets, Guard
@@ -59,6 +60,7 @@ def make_api(settings: Settings, app: App) -> FastAPI:
     )  # fmt: skip
     api.state.tokens, api.state.buckets = tokens, Buckets(settings.api_rate)
     api.state.service, api.state.pages = Service(settings, access, redis, hub), Pages(access)
+    api.add_middleware(Direct)
     api.add_middleware(
         Guard, body_bytes=settings.api_body_bytes, local=not tokens, host=settings.api_host
     )  # fmt: skip

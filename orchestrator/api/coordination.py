@@ -25,7 +25,7 @@ TIMEOUT_S = 0.5
 # After a failure Redis is left alone for so long.
 PAUSE_S = 1.0
 # Hundreds may ask within a second, and one nudge does for all.
-NUDGED_EVERY_S = 0.1
+NUDGED_EVERY_S = 0.25
 
 
 class Coordination:

@@ -7,7 +7,6 @@ import gc
 import resource
 import signal
 import socket
-import sys
 
 import uvicorn
 
@@ -19,8 +18,6 @@ from tasks.settings import Settings
 
 # What was asked before TERM is answered within so long.
 ENDS_WITHIN_S = 5
-# Threads that work for requests let the one that takes and gives them have its turn after so many seconds.
-TURN_S = 0.001
 # Between two requests of a connection; longer than the minute after which many a proxy in front closes one.
 KEPT_OPEN_S = 75
 
@@ -43,7 +40,6 @@ def serve(settings: Settings, app: App, listening: socket.socket, *, level: str)
     with contextlib.suppress(ValueError, OSError):  # a reader of events is a descriptor
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    sys.setswitchinterval(TURN_S)
     api = make_api(settings, app)
     # What is loaded stays: looking through it for garbage would keep all who ask waiting for a tenth of a second.
     gc.freeze()

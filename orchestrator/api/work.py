@@ -19,7 +19,8 @@ T = TypeVar("T")
 ANSWERED_WITHIN_S = 1.85
 # … and nothing is committed later than so long before that.
 MARGIN_S = 0.15
-THREADS = 12
+# More would wait for one another and not for the database: each costs a wake-up every few milliseconds meanwhile.
+THREADS = 4
 # What looks at a tenant's files has threads of its own: its mount may hang for ever.
 FILE_THREADS = 6
 STREAM_THREADS = 4
