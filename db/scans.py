@@ -163,7 +163,7 @@ def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: b
     values = {"id": new_scan_id(), "tenant_id": tenant_id, "trigger": trigger, "full": full, "verify": verify,
               "confirms": confirms, "paths": wanted, "state": ScanState.QUEUED}  # fmt: skip
     try:
-        scan = _scan(connection.execute(_queueing(connection.dialect.name), values).mappings().one())
+        scan = Scan(*connection.execute(_queueing(connection.dialect.name), values).one())
     except IntegrityError:
         raise UsageError(f"no scan could be queued for tenant {tenant_id}: was it removed just now?") from None
     if scan.id == values["id"]:

@@ -204,8 +204,8 @@ def _show(path: bytes) -> str:
 
 def by_name(connection: Connection, name: str) -> Tenant | None:
     """The tenant of that name, if there is one."""
-    row = connection.execute(_BY_NAME, {"called": name}).mappings().first()
-    return None if row is None else _tenant(row)
+    row = connection.execute(_BY_NAME, {"called": name}).first()
+    return None if row is None else Tenant(*row)
 
 
 def get(connection: Connection, name: str) -> Tenant:

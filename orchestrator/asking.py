@@ -21,30 +21,35 @@ class Key(NamedTuple):
     fingerprint: bytes
 
 
-class AskedAtOnce(StrandlineError):
-    """Somebody asked under the same key at this moment: undo everything, and look again."""
+class AskedBefore(StrandlineError):
+    """Something was asked under the same key already: undo everything, and see what that gave."""
 
 
 def ask(connection: Connection, by: str, tenant: Tenant, *, full: bool = False, verify: bool = False,
         paths: Sequence[bytes] = (), key: Key | None = None) -> tuple[Scan, bool]:  # fmt: skip
-    """A scan for a tenant, as scans.request; and whether it is new. Raises UsageError for a key that was used for
-    another request, AskedAtOnce.
+    """A scan for a tenant, as scans.request; and whether it is new. Raises AskedBefore: nearly every key is new, and
+    looking for it first would cost each request a statement.
     """
     if paths and verify:
         raise UsageError("paths and verify exclude each other: give one of them", field="verify")
-    known = None if key is None else idempotency.find(connection, by, key.key)
-    if known is not None and key is not None:
-        found = scans.get(connection, known.scan_id)
-        if (known.tenant_id, known.fingerprint) != (tenant.id, key.fingerprint) or found is None:
-            raise UsageError("this key was used for another request less than a day ago", field="Idempotency-Key")
-        return found, known.is_new
     scan, is_new = scans.request(connection, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify, paths=paths)
     if key is not None:
         answered = Answered(tenant.id, scan.id, key.fingerprint, is_new)
         if not idempotency.keep(connection, by, key.key, answered):
-            raise AskedAtOnce
+            raise AskedBefore
     audit.note(connection, by, "scan", tenant.name, scan=scan.id, full=full, verify=verify)
     return scan, is_new
+
+
+def asked_before(connection: Connection, by: str, tenant: Tenant, key: Key) -> tuple[Scan, bool]:
+    """The scan that asking under this key gave; and whether it was new. Raises UsageError for a key that was used for
+    another request.
+    """
+    known = idempotency.find(connection, by, key.key)
+    found = None if known is None else scans.get(connection, known.scan_id)
+    if known is None or found is None or (known.tenant_id, known.fingerprint) != (tenant.id, key.fingerprint):
+        raise UsageError("this key was used for another request less than a day ago", field="Idempotency-Key")
+    return found, known.is_new
 
 
 def cancel(connection: Connection, by: str, scan_id: str, tenant: str) -> bool:

@@ -68,8 +68,11 @@ def request_scan(
     began = traces.now()
     try:
         scan, is_new, sent = service.access.write(caller, ask)
-    except asking.AskedAtOnce:
-        scan, is_new, sent = service.access.write(caller, ask)
+    except asking.AskedBefore:
+        assert key is not None
+        with service.access.read(caller) as connection:
+            scan, is_new = asking.asked_before(connection, caller.name, tenant_of(connection, caller, name), key)
+            sent = encoded(scan_document(connection, scan, name))
     traces.over("request", scan.id, began, tenant=name)
     service.redis.nudge()
     return _accepted(scan, is_new, sent)
