@@ -23,7 +23,7 @@ from orchestrator.api.docs import problems
 from orchestrator.api.models import Page, ScanDocument, ScanRequest
 from orchestrator.api.problems import Problem
 from orchestrator.api.service import Here, Who, answer, encoded, scan_of, tenant_of
-from orchestrator.api.work import blocking, database
+from orchestrator.api.work import blocking, database, requests
 from orchestrator.documents import scan_document
 from orchestrator.progress import progress_in
 from orchestrator.roots import named_paths
@@ -40,7 +40,7 @@ KEY_PATTERN = r"^[\x20-\x7e]{1,255}$"
 
 @router.post("/tenants/{name}/scans", status_code=202, response_model=ScanDocument,
              responses={**_JOINED, **problems(404, 409)})  # fmt: skip
-@blocking()
+@blocking(requests)
 def request_scan(
     service: Here,
     caller: Who,

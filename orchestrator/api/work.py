@@ -19,8 +19,10 @@ T = TypeVar("T")
 ANSWERED_WITHIN_S = 1.85
 # … and nothing is committed later than so long before that.
 MARGIN_S = 0.15
-# More would wait for one another and not for the database: each costs a wake-up every few milliseconds meanwhile.
-THREADS = 4
+THREADS = 8
+# Requests for scans come by hundreds a second: more threads would wait for one another and not for the database, and each
+# costs a wake-up every few milliseconds meanwhile. They are their own, so that nobody's long list keeps these waiting.
+REQUEST_THREADS = 3
 # What looks at a tenant's files has threads of its own: its mount may hang for ever.
 FILE_THREADS = 6
 STREAM_THREADS = 4
@@ -59,6 +61,7 @@ def _do(work: Callable[[], T], deadline_s: float) -> T:
 
 
 database = Desk(THREADS, "database")
+requests = Desk(REQUEST_THREADS, "requests")
 files = Desk(FILE_THREADS, "files")
 # Thousands of readers may ask at once, beside whom others want their answers: these can wait.
 streams = Desk(STREAM_THREADS, "streams", within_s=60.0)
