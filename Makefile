@@ -33,7 +33,7 @@ test:  ## Run the tests: ARGS="-k feed -x" goes to pytest (-n 0: one by one), RE
 .PHONY: chaos
 chaos:  ## Run the tests that kill, hang, cut and fill servers and processes under a running cluster (ARGS as above); then storm
 	@.ci/venv requirements-test.lock
-	@.venv/bin/pytest -m chaos --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@.venv/bin/pytest -m chaos --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 	@$(MAKE) storm
 
 .PHONY: storm

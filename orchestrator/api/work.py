@@ -20,8 +20,8 @@ ANSWERED_WITHIN_S = 1.85
 # … and nothing is committed later than so long before that.
 MARGIN_S = 0.15
 THREADS = 8
-# Requests for scans come by hundreds a second: more threads would wait for one another and not for the database, and each
-# costs a wake-up every few milliseconds meanwhile. They are their own, so that nobody's long list keeps these waiting.
+# Requests for scans come by hundreds a second: more threads would wait for one another and not for the database, and
+# each costs a wake-up every few milliseconds meanwhile. They have their own, so that nobody's long list holds them up.
 REQUEST_THREADS = 3
 # What looks at a tenant's files has threads of its own: its mount may hang for ever.
 FILE_THREADS = 6
