@@ -5,6 +5,7 @@ A database that does not answer is not asked by every request anew: while it is 
 
 from __future__ import annotations
 
+import functools
 import logging
 import sqlite3
 import threading
@@ -30,6 +31,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CONNECTIONS = 16
+# What is said at the begin of a transaction is kept of so many callers; each tenant whose feed is read is one.
+KEPT_ENGINES = 256
 # After a failure nobody tries for so long, …
 PAUSE_S = 0.5
 # … and then one, who has so long until another may.
@@ -49,7 +52,7 @@ class Access:
         self._away = False
         self._next_s = 0.0
         self._has_role = self._warned = False
-        self._engines: dict[frozenset[str] | None, Engine] = {}  # by whom they see; callers are as many as tokens
+        self._engine_of = functools.lru_cache(KEPT_ENGINES)(functools.partial(narrowed, self._engine))
 
     @contextmanager
     def read(self, caller: Caller) -> Iterator[Connection]:
@@ -86,8 +89,7 @@ class Access:
             with reading(self._engine) as connection:
                 self._has_role = row_security.is_usable(connection)
         if self._has_role:
-            found = self._engines.get(caller.tenants)
-            return found or self._engines.setdefault(caller.tenants, narrowed(self._engine, caller.tenants))
+            return self._engine_of(caller.tenants)
         if not self._warned:
             self._warned = True
             log.warning(
