@@ -178,19 +178,15 @@ class PathDocument(BaseModel):
     path_b64: str | None = Field(None, description="its exact bytes, where they are not UTF-8")
 
 
-class Skipped(BaseModel):
+class Skipped(PathDocument):
     """A place that was left out on purpose."""
 
-    path: str
-    path_b64: str | None = None
     reason: str
 
 
-class ScanError(BaseModel):
+class ScanError(PathDocument):
     """A place that could not be looked at."""
 
-    path: str
-    path_b64: str | None = None
     error: str
     operation: str
 
