@@ -163,15 +163,21 @@ def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: b
     values = {"id": new_scan_id(), "tenant_id": tenant_id, "trigger": trigger, "full": full, "verify": verify,
               "confirms": confirms, "paths": wanted, "state": ScanState.QUEUED}  # fmt: skip
     try:
-        scan = Scan(*connection.execute(_queueing(connection.dialect.name), values).one())
+        row = connection.execute(_queueing(connection.dialect.name), values).one()
     except IntegrityError:
         raise UsageError(f"no scan could be queued for tenant {tenant_id}: was it removed just now?") from None
+    scan = Scan(**_NOTHING_YET | dict(zip(_ASKED, row, strict=True)))
     if scan.id == values["id"]:
         return scan, True
     wider = named.widened(scan.paths, wanted)
     if wider != scan.paths:
         connection.execute(update(scans).where(scans.c.id == scan.id).values(paths=wider))
     return replace(scan, paths=wider), False
+
+
+# Nothing else is known of a scan that is queued: to hear of 30 columns that they are empty takes as long as to ask.
+_ASKED = ("id", "tenant_id", "trigger", "full", "verify", "paths", "confirms", "state", "requested_at")
+_NOTHING_YET = {name: None if scans.c[name].nullable else 0 for name in Scan.__slots__}
 
 
 @functools.cache
@@ -189,7 +195,7 @@ def _queueing(dialect: str) -> ReturningInsert[Any]:
     }
     return new.on_conflict_do_update(
         index_elements=[known.tenant_id], index_where=text("state = 'queued'"), set_=wider
-    ).returning(*_COLUMNS)
+    ).returning(*(known[name] for name in _ASKED))
 
 
 def startable(connection: Connection, limit: int) -> Sequence[tuple[str, int]]:

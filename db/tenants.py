@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -67,8 +67,17 @@ class Tenant:
         return None if self.filesystem is None else (self.filesystem, self.root_inode)
 
 
+class Known(NamedTuple):
+    """As much of a tenant as most requests need."""
+
+    id: int
+    name: str
+    root: bytes
+
+
 _COLUMNS = [tenants.c[name] for name in Tenant.__slots__]
 _BY_NAME = select(*_COLUMNS).where(tenants.c.name == bindparam("called"))
+_KNOWN = select(*(tenants.c[name] for name in Known._fields)).where(tenants.c.name == bindparam("called"))
 
 
 def _tenant(row: RowMapping) -> Tenant:
@@ -206,6 +215,12 @@ def by_name(connection: Connection, name: str) -> Tenant | None:
     """The tenant of that name, if there is one."""
     row = connection.execute(_BY_NAME, {"called": name}).first()
     return None if row is None else Tenant(*row)
+
+
+def known(connection: Connection, name: str) -> Known | None:
+    """As much of the tenant of that name, if there is one."""
+    row = connection.execute(_KNOWN, {"called": name}).first()
+    return None if row is None else Known(*row)
 
 
 def get(connection: Connection, name: str) -> Tenant:

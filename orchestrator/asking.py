@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from db import audit, idempotency, scans, shards
 from db.idempotency import Answered
 from db.scans import Scan
-from db.tenants import Tenant
+from db.tenants import Known, Tenant
 from db.types import Conflict, ScanState, StrandlineError, Trigger, UsageError
 
 
@@ -25,7 +25,7 @@ class AskedBefore(StrandlineError):
     """Something was asked under the same key already: undo everything, and see what that gave."""
 
 
-def ask(connection: Connection, by: str, tenant: Tenant, *, full: bool = False, verify: bool = False,
+def ask(connection: Connection, by: str, tenant: Tenant | Known, *, full: bool = False, verify: bool = False,
         paths: Sequence[bytes] = (), key: Key | None = None) -> tuple[Scan, bool]:  # fmt: skip
     """A scan for a tenant, as scans.request; and whether it is new. Raises AskedBefore: nearly every key is new, and
     looking for it first would cost each request a statement.
@@ -41,7 +41,7 @@ def ask(connection: Connection, by: str, tenant: Tenant, *, full: bool = False, 
     return scan, is_new
 
 
-def asked_before(connection: Connection, by: str, tenant: Tenant, key: Key) -> tuple[Scan, bool]:
+def asked_before(connection: Connection, by: str, tenant: Known, key: Key) -> tuple[Scan, bool]:
     """The scan that asking under this key gave; and whether it was new. Raises UsageError for a key that was used for
     another request.
     """

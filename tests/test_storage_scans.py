@@ -68,6 +68,7 @@ def test_a_request_joins_the_queued_scan_and_widens_it_for_good(engine, tenant):
 
     widened, new = request(engine, tenant, full=True)
     assert (widened.id, widened.full, new) == (first.id, True, False)
+    assert get(engine, widened) == widened
 
     joined, new = request(engine, tenant, full=False)
     assert (joined.id, joined.full, new) == (first.id, True, False)

@@ -22,7 +22,7 @@ from orchestrator.api.docs import events as events_content
 from orchestrator.api.docs import problems
 from orchestrator.api.models import Page, ScanDocument, ScanRequest
 from orchestrator.api.problems import Problem
-from orchestrator.api.service import Here, Who, answer, encoded, scan_of, tenant_of
+from orchestrator.api.service import Here, Who, answer, encoded, known_of, scan_of, tenant_of
 from orchestrator.api.work import blocking, database, requests
 from orchestrator.documents import scan_document
 from orchestrator.progress import progress_in
@@ -58,7 +58,7 @@ def request_scan(
         key = asking.Key(idempotency_key, hashlib.blake2b(wanted.model_dump_json().encode(), digest_size=16).digest())
 
     def ask(connection: Connection) -> tuple[Scan, bool, bytes]:
-        tenant = tenant_of(connection, caller, name)
+        tenant = known_of(connection, caller, name)
         paths = named_paths(tenant.root, _encoded(wanted.paths))
         scan, is_new = asking.ask(
             connection, caller.name, tenant, full=wanted.full, verify=wanted.verify, paths=paths, key=key
@@ -71,7 +71,7 @@ def request_scan(
     except asking.AskedBefore:
         assert key is not None
         with service.access.read(caller) as connection:
-            scan, is_new = asking.asked_before(connection, caller.name, tenant_of(connection, caller, name), key)
+            scan, is_new = asking.asked_before(connection, caller.name, known_of(connection, caller, name), key)
             sent = encoded(scan_document(connection, scan, name))
     traces.over("request", scan.id, began, tenant=name)
     service.redis.nudge()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Request
@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from db import progress, scans, tenants
 from db.scans import Scan
-from db.tenants import NAME, Tenant
+from db.tenants import NAME, Known, Tenant
 from db.types import ScanState
 from orchestrator.api.access import Access
 from orchestrator.api.coordination import Coordination
@@ -26,6 +26,8 @@ from orchestrator.api.tokens import Caller
 from orchestrator.documents import scan_document
 from orchestrator.progress import progress_in
 from tasks.settings import Settings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,17 @@ Who = Annotated[Caller, Depends(admitted)]
 
 def tenant_of(connection: Connection, caller: Caller, name: str) -> Tenant:
     """The tenant of that name. Raises a problem (404), the same for one that is somebody else's."""
-    found = tenants.by_name(connection, name) if NAME.fullmatch(name) else None
-    if found is None or not caller.sees(found.name):
+    return _seen(tenants.by_name, connection, caller, name)
+
+
+def known_of(connection: Connection, caller: Caller, name: str) -> Known:
+    """As much of it as most requests need, in half the time."""
+    return _seen(tenants.known, connection, caller, name)
+
+
+def _seen(find: Callable[[Connection, str], T | None], connection: Connection, caller: Caller, name: str) -> T:
+    found = find(connection, name) if NAME.fullmatch(name) else None
+    if found is None or not caller.sees(name):
         raise not_found("tenant", name)
     return found
 
