@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import random
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
@@ -70,6 +71,11 @@ def page(connection: Connection, tenant: str, tenant_id: int, cursor: str | None
     return Page(sent, found[-1].cursor if found else cursor, None if len(found) == PAGE else visible)
 
 
+def _quiet_s() -> float:
+    """How long a stream is quiet. Readers who came together, as after a restart, are not all told at one moment."""
+    return HEARTBEAT_S * random.uniform(2 / 3, 1)
+
+
 def event(name: str, document: Any, id_: str | None = None) -> bytes:
     """One event as it is sent."""
     head = "" if id_ is None else f"id: {id_}\n"
@@ -85,7 +91,7 @@ async def feed(hub: Hub, pages: Pages, tenant: str, tenant_id: int, first: Page)
             changed, latest = topic.changed, topic.latest
             # (A look at all feeds may be older than what this one's reader has read.)
             if up_to is not None and latest in (None, up_to):
-                if not await hub.wait(changed, HEARTBEAT_S):
+                if not await hub.wait(changed, _quiet_s()):
                     yield _HEARTBEAT
                 continue
             try:
@@ -99,7 +105,7 @@ async def feed(hub: Hub, pages: Pages, tenant: str, tenant_id: int, first: Page)
                 continue
             if sent:
                 yield sent
-            elif latest != up_to and not await hub.wait(changed, HEARTBEAT_S):
+            elif latest != up_to and not await hub.wait(changed, _quiet_s()):
                 yield _HEARTBEAT
         if topic.is_gone:
             yield event("problem", Problem(404, f"there is no tenant {tenant!r}").document())
@@ -129,7 +135,7 @@ async def scan(hub: Hub, scan_id: str, document: Any) -> AsyncIterator[bytes]:
                     return
             elif topic.latest[1] is not None:
                 yield event("progress", topic.latest[1])
-            if not await hub.wait(changed, HEARTBEAT_S):
+            if not await hub.wait(changed, _quiet_s()):
                 yield _HEARTBEAT
 
 
