@@ -39,8 +39,9 @@ LIVES_S = EXPIRES_S + 2 * 3600
 # A child that has not started by then is killed. Celery's four seconds are few where all children start at once, on a
 # machine that has much else to do.
 CHILD_STARTS_S = 60.0
-# A batch of rows waits in lists: a young collection for each 700 of them finds nothing.
-YOUNG_OBJECTS = 20_000
+# A batch of rows waits in lists: a young collection for each 700 of them finds nothing. With 20,000 it takes no less
+# time, and each child some megabytes more.
+YOUNG_OBJECTS = 7_000
 
 
 class Runtime:
