@@ -159,6 +159,13 @@ def test_a_scan_is_asked_for_joined_while_it_waits_and_not_once_it_runs(api: Api
     assert listed[1]["progress"]["shards"] == 2
 
 
+@pytest.mark.parametrize("key", ["", "x" * 256, "\x80"])
+def test_a_key_that_cannot_be_one_is_refused_by_name(api: Api, key: str) -> None:
+    answer = api.post("/v1/tenants/one/scans", headers={"Idempotency-Key": key.encode("latin-1")})
+
+    assert (answer.status_code, answer.json()["field"].lower()) == (422, "idempotency-key")
+
+
 def test_the_same_key_gives_the_same_scan_and_another_request_may_not_use_it(api: Api, tenant: str) -> None:
     def ask(**how: Any) -> Any:
         return api.post(f"/v1/tenants/{tenant}/scans", headers={"Idempotency-Key": f"key {tenant}"}, **how)

@@ -74,6 +74,19 @@ def test_a_request_joins_the_queued_scan_and_widens_it_for_good(engine, tenant):
     assert (joined.id, joined.full, new) == (first.id, True, False)
 
 
+@pytest.mark.parametrize(("first", "then", "confirms"), [(None, 5, 5), (5, None, 5), (5, 3, 5), (3, 5, 5)])
+def test_a_request_widens_what_is_verified_and_confirmed(engine, tenant, first, then, confirms):
+    with writing(engine) as connection:
+        scans.request(connection, tenant.id, trigger=Trigger.REQUEST, confirms=first)
+    for verify in (True, False):
+        with writing(engine) as connection:
+            scan, _ = scans.request(
+                connection, tenant.id, trigger=Trigger.REQUEST, verify=verify, confirms=None if verify else then
+            )
+        assert scan.verify and get(engine, scan) == scan
+    assert scan.confirms == confirms
+
+
 def test_a_request_never_joins_a_running_scan(engine, tenant):
     running = start_scan(engine, tenant)
 
