@@ -79,7 +79,7 @@ def at_work(field: Field, scans: list[str]) -> int:
 
 def all_at_work(field: Field, scans: list[str]) -> bool:
     """Do four children work? They do so without end, and whatever else has to be done comes first."""
-    if at_work(field, scans) < 4:
+    if at_work(field, scans) != 4:
         return False
     for pid in field.process("worker").descendants():
         os.setpriority(os.PRIO_PROCESS, pid, 15)
