@@ -77,15 +77,6 @@ def at_work(field: Field, scans: list[str]) -> int:
     return sum(shard.state == "leased" for scan_id in scans for shard in field.shards(scan_id))
 
 
-def all_at_work(field: Field, scans: list[str]) -> bool:
-    """Do four children work? They do so without end, and whatever else has to be done comes first."""
-    if at_work(field, scans) != 4:
-        return False
-    for pid in field.process("worker").descendants():
-        os.setpriority(os.PRIO_PROCESS, pid, 15)
-    return True
-
-
 def count_ticks(field: Field) -> int:
     return field.process("worker").stderr.content.count(b"strandline.tick[")
 
@@ -137,7 +128,7 @@ def test_a_pool_shrinks_with_the_limit_while_all_children_work_and_grows_again(
             assert children(field) == 1 and slots(field) == 4
             roots = dict(slow(field) for _ in range(4))
             scans = [field.ask(name) for name in roots]
-            wait_until(lambda: all_at_work(field, scans), 10, "four shards are worked on")
+            wait_until(lambda: at_work(field, scans) == 4, 10, "four shards are worked on")
             assert children(field) == 4
             wait_until(lambda: len(told(field)["children"]) == 4, 5, "all are measured")
 
@@ -173,7 +164,7 @@ def test_after_a_lost_connection_as_many_run_at_once_as_before(
         wait_until(lambda: said.content.count(b"Connected to") == 2, 30, "it has connected again")
         roots = dict(slow(field) for _ in range(4))
         scans = [field.ask(name) for name in roots]
-        wait_until(lambda: all_at_work(field, scans), 10, "four shards are worked on")
+        wait_until(lambda: at_work(field, scans) == 4, 10, "four shards are worked on")
         cut_all(roots.values())
         for scan_id in scans:
             field.ended(scan_id)
