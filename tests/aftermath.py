@@ -181,7 +181,7 @@ def _open_by(pids: Iterable[int]) -> dict[int, list[str]]:
 def serve(field: Field) -> None:
     """Some tenants who come, are scanned to their end, and go: they are nobody whom the test knows."""
     field.engine.dispose()  # connections that a fault has cut
-    roots = dict(field.tenant(TREE, interval_s=10**6) for _ in range(BYSTANDERS))
+    roots = dict(field.tenant(TREE) for _ in range(BYSTANDERS))
     asked = [field.ask(name) for name in roots]
     for scan_id in asked:
         wait_until(lambda scan_id=scan_id: field.state(scan_id) in ENDED, SOON_S, "(8) another tenant is served")

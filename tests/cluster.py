@@ -10,6 +10,8 @@ from pathlib import Path
 from tests.command import STRANDLINE, Command
 from tests.processes import Running, start
 
+YEAR_S = 365 * 86_400
+
 
 class Cluster(Command):
     """`strandline …` beside processes of its own; no state folder.
@@ -35,11 +37,13 @@ class Cluster(Command):
 @contextlib.contextmanager
 def running(folder: Path, database_url: str, redis_url: str, *, workers: int = 1, children: int = 2,
             beats: int = 1, **settings: str) -> Iterator[Cluster]:  # fmt: skip
-    """A migrated database, workers (worker, worker2, …) that are ready, and beats (beat, …)."""
+    """A migrated database, workers (worker, worker2, …) that are ready, and beats (beat, …). Tenants are scanned when
+    they are asked for: the clock's turn of one that is made now hardly comes within the seconds of a test.
+    """
     never = folder / "never made"
     env = {
         "STRANDLINE_DATABASE_URL": database_url, "STRANDLINE_REDIS_URL": redis_url,
-        "STRANDLINE_STATE_DIR": str(never), "STRANDLINE_TICK_S": "0.5",
+        "STRANDLINE_STATE_DIR": str(never), "STRANDLINE_TICK_S": "0.5", "STRANDLINE_INTERVAL_S": str(YEAR_S),
         "TMPDIR": tempfile.mkdtemp(dir=folder, prefix="temporary-"),
     }  # fmt: skip
     cluster = Cluster(folder / "unused", env | settings)

@@ -229,10 +229,7 @@ def on(cluster: Cluster, broker: RedisServer, folder: Path, kind: type[F] = Fiel
 def running(
     folder: Path, database_url: str, broker: RedisServer, *, of_field: Mapping[str, Any] = {}, **settings: Any
 ) -> Iterator[Field]:
-    """A field with a cluster as tests.cluster.running makes it, whose tenants are scanned when they are asked for, not
-    by the clock.
-    """
-    settings = {"STRANDLINE_INTERVAL_S": "1000000"} | settings
+    """A field with a cluster as tests.cluster.running makes it."""
     with (
         clusters.running(folder, database_url, broker.url, **settings) as cluster,
         on(cluster, broker, folder, **of_field) as field,
