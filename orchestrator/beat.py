@@ -12,6 +12,7 @@ import redis
 from celery.beat import SchedulingError
 
 from tasks.app import CONTROL, Runtime
+from tasks.health import TOUCHED_EVERY_S
 
 # Over a weekend without a worker it would be a hundred thousand, and he who came would be busy with them.
 UNREAD = 10
@@ -19,6 +20,14 @@ UNREAD = 10
 
 class Scheduler(celery.beat.Scheduler):
     """Sends the few static entries; what was not sent is not made up for."""
+
+    def tick(self, *args: Any, **more: Any) -> Any:
+        """Send what is due; seconds until the next is."""
+        health = self.app.runtime.health
+        health.alive()
+        next_s = super().tick(*args, **more)
+        health.alive()
+        return min(next_s, TOUCHED_EVERY_S)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send one that is due."""
@@ -28,8 +37,10 @@ class Scheduler(celery.beat.Scheduler):
                 self.apply_async(entry, producer=producer, advance=False)
         except (SchedulingError, redis.RedisError) as error:
             outage.failed(f"{entry.name} cannot be sent", error)
+            self.app.runtime.health.busy()
         else:
             outage.over()
+            self.app.runtime.health.ready()
 
     def _unread(self) -> int:
         runtime: Runtime = self.app.runtime

@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from db.engine import connect
 from db.tree import Ids
 from tasks.drain import Drain
+from tasks.health import Health
 from tasks.memory.board import Board
 from tasks.memory.governor import Governor
 from tasks.redis import transport
@@ -54,6 +55,7 @@ class Runtime:
         self.keys = Keys(settings.redis_prefix)
         self.outage = Outage(time.monotonic)
         self.drain = Drain()
+        self.health = Health(settings.health_dir)
         self.board = Board()
         self.schema_until_s = 0.0  # until then the schema is known to be one that we may use
 

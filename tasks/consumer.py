@@ -13,6 +13,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from tasks.app import Runtime
+from tasks.health import TOUCHED_EVERY_S
 from tasks.redis import mark, presence
 from tasks.redis.transport import MALFORMED
 
@@ -96,10 +97,43 @@ class Presence(bootsteps.StartStopStep):
             runtime.outage.over()
 
 
+class Healthy(bootsteps.StartStopStep):
+    """Tells that the main loop turns and takes messages, as long as it is connected."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Connected, for the first time or again."""
+        health = consumer.app.runtime.health
+        health.ready()
+        self._timer = consumer.timer.call_repeatedly(TOUCHED_EVERY_S, health.ready)
+
+    def stop(self, consumer: Any) -> None:
+        """Nothing is taken any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        consumer.app.runtime.health.busy()
+
+
 class Consumer(CeleryConsumer):
     """Drops a message whose envelope is right and whose content is not. Celery's ends the worker of it, and since the
-    message then goes back to its queue, every worker, one after the other.
+    message then goes back to its queue, every worker, one after the other. And is alive while it tries to connect.
     """
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """The connection, once it is there."""
+        ensure, health = conn.ensure_connection, self.app.runtime.health
+
+        def waiting(errback: Any, retries: Any, callback: Any) -> Any:
+            return ensure(errback, retries, callback=health.while_waiting(callback))
+
+        conn.ensure_connection = waiting
+        return super().ensure_connected(conn)
 
     def create_task_handler(self, *args: Any, **more: Any) -> Callable[[Any], Any]:
         """What is called with each message."""

@@ -1,4 +1,6 @@
-"""Every setting, declared once: name, default, unit and a sentence. Read from STRANDLINE_… by each process's root."""
+"""Every setting, declared once: name, default, unit and a sentence. Read from STRANDLINE_… by each process's root, or,
+as secrets are handed to containers, from the file that STRANDLINE_…_FILE names.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from db.types import UsageError
 
 PREFIX = "STRANDLINE_"
+IN_FILE = "_FILE"
+# More than any value needs; a device would be read for ever.
+MOST_IN_FILE = 1 << 20
 # Never shown, not even where they cannot be used.
 SECRET = ("redis_sentinel_password", "api_tokens", "flower_auth", "flower_cookie_secret")
 
@@ -100,6 +105,9 @@ class Settings(BaseSettings):
     audit_days: float = Field(90.0, gt=0, description="days for which it is kept who changed or asked for what")
     tick_s: float = Field(2.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
+    health_dir: str = Field(
+        "", description="folder in which a worker or beat touches `alive` and `ready`, for probes; empty: it tells none"
+    )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="how logs are written; auto: text on a terminal and under `up`, else JSON, an object a line"
     )
@@ -138,16 +146,19 @@ class Settings(BaseSettings):
 def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings:
     """The settings of an environment (by default the process's), with `given` values (a command's options) before.
 
-    Raises UsageError for a variable that does not exist, or a value that cannot be used, and names it.
+    Raises UsageError for a variable that does not exist, or a value or file that cannot be used, and names it.
     """
     environment = os.environ if environment is None else environment
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name.removesuffix(IN_FILE) not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise UsageError(f"unknown setting {name}; did you mean {near[0]}? `strandline config list` shows all")
+    values = {name: environment[variable] for variable, name in known.items() if variable in environment}
+    values |= {
+        name: _content(environment, variable) for variable, name in known.items() if variable + IN_FILE in environment
+    }
     try:
-        values = {name: environment[variable] for variable, name in known.items() if variable in environment}
         return Settings(**values | {name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
@@ -160,9 +171,23 @@ def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings
         raise UsageError(f"{name}={shown!r} cannot be used: {first['msg']}") from error
 
 
+def _content(environment: Mapping[str, str], variable: str) -> str:
+    """What is in the file that holds a setting, without the end of its last line."""
+    if variable in environment:
+        raise UsageError(f"{variable} and {variable}{IN_FILE} are both set: leave one of them out")
+    path = environment[variable + IN_FILE]
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(MOST_IN_FILE).removesuffix("\n")
+    except (OSError, ValueError) as error:  # a content that is not UTF-8, too; it may be a secret, and is not shown
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"{variable}{IN_FILE}={path!r} cannot be read: {why}") from None
+
+
 def source(name: str) -> str:
     """Where the value of a setting came from."""
-    return "environment" if PREFIX + name.upper() in os.environ else "default"
+    variable = PREFIX + name.upper()
+    return "environment" if variable in os.environ else "file" if variable + IN_FILE in os.environ else "default"
 
 
 def without_passwords(url: str) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,6 +210,33 @@ def test_an_environment_that_is_given_is_read_in_place_of_the_process_s(monkeypa
     loaded = settings.load({"STRANDLINE_WORKERS": "3"})
 
     assert (loaded.workers, loaded.window) == (3, 1000)
+
+
+def test_a_setting_is_read_from_the_file_that_is_named_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_bytes("redis://:gehäuse@db/0\r\n".encode())
+    monkeypatch.setenv("STRANDLINE_REDIS_URL_FILE", os.fspath(tmp_path / "url"))
+
+    assert settings.load().redis_url == "redis://:gehäuse@db/0"
+    assert settings.source("redis_url") == "file"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORKERS": "1", "WORKERS_FILE": "/dev/null"}, "^STRANDLINE_WORKERS and STRANDLINE_WORKERS_FILE are both set"),
+        ({"WORKERS_FILE": "/nowhere"}, "^STRANDLINE_WORKERS_FILE='/nowhere' cannot be read: No such file"),
+        ({"WORKERS_FILE": "/"}, "^STRANDLINE_WORKERS_FILE='/' cannot be read: Is a directory"),
+        ({"WORKERS_FILE": ""}, "^STRANDLINE_WORKERS_FILE='' cannot be read: "),
+        ({"WORKERS_FILE": "a\0b"}, "cannot be read: "),
+        ({"WORKERS_FILE": sys.executable}, "cannot be read: it is not UTF-8 text$"),
+        ({"WORKERS_FILE": "/dev/null"}, "^STRANDLINE_WORKERS='' cannot be used: "),
+        ({"WORKER_FILE": "/dev/null"}, "^unknown setting STRANDLINE_WORKER_FILE; did you mean STRANDLINE_WORKERS"),
+        ({"_FILE": "/dev/null"}, "^unknown setting STRANDLINE__FILE"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_by_name(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings.load({settings.PREFIX + name: value for name, value in environment.items()})
 
 
 @pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if field.annotation is float])

@@ -36,15 +36,16 @@ def _app(settings: Settings) -> App:
     """The app, once the database's schema is right and Redis answers and may be used; that is waited for, as Celery
     would.
     """
-    address = Address.of(settings)
+    address, app = Address.of(settings), make_app(settings)
+    app.runtime.health.begin()
     engine = connect(settings.database_url)
     try:
         schema.require_current(engine)
     finally:
         engine.dispose()
     with address.client() as client:
-        policy.await_fit(client, address)
-    return make_app(settings)
+        policy.await_fit(client, address, meanwhile=app.runtime.health.alive)
+    return app
 
 
 @click.command()

@@ -17,7 +17,7 @@ from orchestrator.beat import Beat
 from orchestrator.stack.processes import be_killed_first, die_with_parent
 from tasks import logs, wanted
 from tasks.app import QUEUES, App
-from tasks.consumer import Doubt, Presence
+from tasks.consumer import Doubt, Healthy, Presence
 from tasks.memory.pool import TaskPool
 
 
@@ -53,7 +53,7 @@ def worker(
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     logs.configure(app.runtime.settings, level, ours=ours)
     app.conf.worker_send_task_events = serving  # its children look at that
-    app.steps["consumer"].update((Doubt, Presence))
+    app.steps["consumer"].update((Doubt, Presence, Healthy))
     chosen = app.subclass_with_self("orchestrator.stack.worker:Worker", name="Worker")(
         autoscale=(processes, 1), pool=TaskPool, loglevel=level, queues=queues or ",".join(QUEUES),
         hostname=f"worker-{main}@{socket.gethostname()}", task_events=serving, quiet=True,
@@ -72,7 +72,10 @@ def beat(app: App, *, level: str) -> None:
     """Beat with its few static entries; it keeps nothing on disk."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logs.configure(app.runtime.settings, level)
-    Beat(app=app, loglevel=level, scheduler_cls="orchestrator.beat:Scheduler", quiet=True).run()
+    try:
+        Beat(app=app, loglevel=level, scheduler_cls="orchestrator.beat:Scheduler", quiet=True).run()
+    finally:
+        app.runtime.health.busy()
 
 
 def api(app: App, listening: socket.socket, *, level: str) -> None:

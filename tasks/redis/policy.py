@@ -59,9 +59,10 @@ def check(client: redis.Redis, address: Address) -> None:
         log.warning("the Redis at %s tells nobody its maxmemory-policy; make sure that it is %s", address, WANTED)
 
 
-def await_fit(client: redis.Redis, address: Address, patience_s: float = float("inf")) -> None:
-    """Return once the server answers and may be used. While it does not answer that is said, again and again. Raises
-    StrandlineError as `check` does, and where patience ends.
+def await_fit(client: redis.Redis, address: Address, patience_s: float = float("inf"),
+              meanwhile: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+    """Return once the server answers and may be used. While it does not answer that is said, again and again, and
+    `meanwhile` is done. Raises StrandlineError as `check` does, and where patience ends.
     """
     deadline = time.monotonic() + patience_s
     while True:
@@ -73,4 +74,5 @@ def await_fit(client: redis.Redis, address: Address, patience_s: float = float("
             if time.monotonic() >= deadline:
                 raise StrandlineError(f"{sentence}; is {VARIABLE} right, and does the server run?") from error
             log.warning("%s; trying again in %.0f s", sentence, RETRY_S)
+            meanwhile()
         time.sleep(RETRY_S)
