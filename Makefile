@@ -97,6 +97,22 @@ replay:  ## Follow real projects from release to release: ARGS="--package flask 
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.replay $(ARGS)
 
+COMPOSE ?= docker compose
+export COMPOSE
+
+.PHONY: up
+up:  ## Start the stack of compose/compose.yaml in containers: STRANDLINE_DATA=folder of the tenants' folders (or in compose/.env)
+	@compose/secrets.sh
+	@$(COMPOSE) -f compose/compose.yaml up --build --detach --wait
+
+.PHONY: down
+down:  ## Stop that stack; its volumes and secrets stay
+	@$(COMPOSE) -f compose/compose.yaml down
+
+.PHONY: smoke
+smoke:  ## Try that stack: a tenant, a scan, the feed, the lag: ROOT=/data/folder (else the first one)
+	@python3 compose/smoke.py $(ROOT)
+
 UV := build/uv/bin/uv
 LOCK := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --no-annotate -q pyproject.toml
