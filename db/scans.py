@@ -102,8 +102,9 @@ def lock(connection: Connection, scan_id: str) -> Scan | None:
 
 def lock_startable(connection: Connection, tenant_ids: Sequence[int]) -> Sequence[Scan]:
     """The queued scans of these tenants, but for those that have one running; locked. After the tenants."""
-    query = select(*_COLUMNS).where(scans.c.tenant_id.in_(tenant_ids), *_is_startable()).order_by(scans.c.id)
-    return [_scan(row) for row in connection.execute(query.with_for_update()).mappings()]
+    columns = [scans.c[name] for name in _ASKED]
+    query = select(*columns).where(scans.c.tenant_id.in_(tenant_ids), *_is_startable()).order_by(scans.c.id)
+    return [_queued(row) for row in connection.execute(query.with_for_update())]
 
 
 def with_tenant(connection: Connection, scan_id: str) -> tuple[Scan, str] | None:
@@ -166,7 +167,7 @@ def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: b
         row = connection.execute(_queueing(connection.dialect.name), values).one()
     except IntegrityError:
         raise UsageError(f"no scan could be queued for tenant {tenant_id}: was it removed just now?") from None
-    scan = Scan(**_NOTHING_YET | dict(zip(_ASKED, row, strict=True)))
+    scan = _queued(row)
     if scan.id == values["id"]:
         return scan, True
     wider = named.widened(scan.paths, wanted)
@@ -178,6 +179,10 @@ def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: b
 # Nothing else is known of a scan that is queued: to hear of 30 columns that they are empty takes as long as to ask.
 _ASKED = ("id", "tenant_id", "trigger", "full", "verify", "paths", "confirms", "state", "requested_at")
 _NOTHING_YET = {name: None if scans.c[name].nullable else 0 for name in Scan.__slots__}
+
+
+def _queued(row: Sequence[Any]) -> Scan:
+    return Scan(**_NOTHING_YET | dict(zip(_ASKED, row, strict=True)))
 
 
 @functools.cache

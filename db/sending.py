@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Subquery, and_, func, or_, select, tuple_, update
 
 from db import clock as clocks
-from db.clock import clock
+from db.clock import Instant, clock
 from db.tables import said, scans, shards, tenants
 from db.types import ScanState, ShardState
 
@@ -61,14 +61,29 @@ def _is_in_flight() -> ColumnElement[bool]:
     return or_(and_(s.state == ShardState.LEASED, s.lease_until >= clock()), s.sent_until > clock())
 
 
-def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
-    """The running scans that have shards to send, or under way; of those done not more than `count_done` are counted,
-    and only where there are others that it matters for. Whoever asks dispatches alone until the transaction ends, so
-    that two do not fill the same room.
+def contenders(connection: Connection, most: int) -> Sequence[Contender]:
+    """The running scans that `most` shards at once can be of: all that have some under way, and of the others, for each
+    trigger and tier, so many that have waited longest. (There may be thousands, and each tick asks.) Of their shards
+    that are done no more are counted either, and only where there are others that it matters for. Whoever asks
+    dispatches alone until the transaction ends, so that two do not fill the same room.
     """
     if connection.dialect.name == "postgresql":  # on SQLite there is one writer
         connection.execute(select(func.pg_advisory_xact_lock(_DISPATCHING)))
-    s, now = shards.c, clocks.now(connection)
+    now, ranked = clocks.now(connection), _ranked(connection.dialect.name)
+    found = connection.execute(
+        select(*ranked.c).where(or_(ranked.c.place <= most, ranked.c.in_flight > 0))
+    ).all()  # fmt: skip
+    done = {row.id: _done(connection, row.id, most) for row in found if row.ready + row.in_flight > 1}
+    return [
+        Contender(row.id, row.tenant_id, row.tier, row.trigger, row.ready, row.in_flight, done.get(row.id, 0),
+                  (now - row.since).total_seconds(), row.name)
+        for row in found
+    ]  # fmt: skip
+
+
+def _ranked(dialect: str) -> Subquery:
+    """Running scans with open shards; `place`: among those alike, by how long one has waited."""
+    s, t = shards.c, tenants.c
     is_open = (
         select(s.scan_id, func.count().filter(_is_sendable()).label("ready"),
                func.count().filter(_is_in_flight()).label("in_flight"))
@@ -76,20 +91,18 @@ def contenders(connection: Connection, count_done: int) -> Sequence[Contender]:
         .group_by(s.scan_id)
         .subquery()
     )  # fmt: skip
-    query = (
-        select(scans.c.id, scans.c.tenant_id, tenants.c.tier, scans.c.trigger, tenants.c.served_at, scans.c.started_at,
-               is_open.c.ready, is_open.c.in_flight, tenants.c.name)
-        .join(tenants, tenants.c.id == scans.c.tenant_id)
+    later = func.max if dialect == "sqlite" else func.greatest
+    since = later(func.coalesce(t.served_at, scans.c.started_at), scans.c.started_at, type_=Instant())
+    alike = (scans.c.trigger, t.tier, is_open.c.ready > 0, is_open.c.in_flight > 0)
+    place = func.row_number().over(partition_by=alike, order_by=since).label("place")
+    return (
+        select(scans.c.id, scans.c.tenant_id, t.tier, scans.c.trigger, is_open.c.ready, is_open.c.in_flight, t.name,
+               since.label("since"), place)
+        .join(tenants, t.id == scans.c.tenant_id)
         .join(is_open, is_open.c.scan_id == scans.c.id)
         .where(scans.c.state == said(ScanState.RUNNING))
+        .subquery()
     )  # fmt: skip
-    found = connection.execute(query).all()
-    done = {row.id: _done(connection, row.id, count_done) for row in found if row.ready + row.in_flight > 1}
-    return [
-        Contender(row.id, row.tenant_id, row.tier, row.trigger, row.ready, row.in_flight, done.get(row.id, 0),
-                  (now - max(row.served_at or row.started_at, row.started_at)).total_seconds(), row.name)
-        for row in found
-    ]  # fmt: skip
 
 
 def _done(connection: Connection, scan_id: str, most: int) -> int:

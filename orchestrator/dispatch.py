@@ -98,6 +98,7 @@ def _send(app: App, batch: Sequence[Sendable], names: Mapping[str, str]) -> None
             args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
             app.send_task(
                 task, args, queue=shard.queue, expires=LIVES_S, producer=producer, retry=False,
+                declare=(),  # a list of Redis needs none, and to make sure for each message takes a tenth of the time
                 headers=release.headers() | traces.headers(shard.scan_id),
                 argsrepr=shown(shard, names.get(shard.scan_id, "")),
             )  # fmt: skip

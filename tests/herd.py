@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from tests import servers
 
 SLOTS = 64
 AT_ONCE = 200
+# From the first slot to that of the last process that begins.
+LEAD_S = 5.0
 LOOK_EVERY_S = 0.02
 
 
@@ -53,10 +56,10 @@ class Herd:
     unread: list[int] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def populate(self, number: int, interval_s: int) -> None:
-        """Tenants who have their slots."""
+    def populate(self, number: int, interval_s: int, lead_s: float = 0) -> None:
+        """Tenants who have their slots, the first ones after `lead_s`, which it takes to begin."""
         with writing(self.engine) as connection:
-            now = clock.now(connection)
+            now = clock.now(connection) + timedelta(seconds=lead_s)
             connection.execute(text("TRUNCATE tenants, scans, shards, directories CASCADE"))
             alike = {"created_at": now, "tier": "standard", "algorithm": "sha256", "interval_s": interval_s}
             connection.execute(
@@ -207,7 +210,7 @@ def main() -> None:
         )
         herd.ticks_s.clear()
         herd.statements.clear()
-        herd.populate(given.tenants, given.interval)
+        herd.populate(given.tenants, given.interval, LEAD_S)
         herd.run(given.interval * (given.windows + 0.2))
         report(herd, given.csv)
 
