@@ -1,5 +1,7 @@
 """Sending: which shards are offered to the broker next, and how many are under way."""
 
+import random
+
 import pytest
 from sqlalchemy.exc import DBAPIError
 
@@ -8,7 +10,10 @@ from db.clock import clock
 from db.engine import reading, writing
 from db.sending import Sendable
 from db.tables import metadata
+from db.tenants import TIERS
 from db.types import ScanState
+from orchestrator.fairness import allot
+from orchestrator.windows import Windows
 from tests.storage import (
     ONLY_POSTGRES,
     add_tenant,
@@ -109,6 +114,29 @@ def test_each_running_scan_contends_with_what_it_has(engine):
     assert (one.scan_id, one.tier, one.trigger, one.ready, one.in_flight) == (begun[0].id, "standard", "request", 1, 2)
     assert (two.scan_id, two.ready, two.in_flight) == (begun[1].id, 3, 0)
     assert 0 <= two.waited_s < 60, "it waits since it was started, not since its last scan"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_of_many_that_wait_as_many_contend_as_could_be_served(engine, slots):
+    rng, table = random.Random(slots), metadata.tables["tenants"]
+    begun = []
+    for n in range(40):
+        tenant = add_tenant(engine, f"t{n}", tier=rng.choice(TIERS))
+        begun.append(start_scan(engine, tenant, shard_count=rng.randint(1, 3)))
+        with writing(engine) as connection:
+            longest = table.update().where(table.c.id == tenant.id).values(served_at=clock(float(n)))
+            connection.execute(longest)
+            scan = metadata.tables["scans"].update().where(metadata.tables["scans"].c.id == begun[-1].id)
+            connection.execute(scan.values(trigger=rng.choice(["schedule", "request"])))
+    for scan in rng.sample(begun, 2 * slots - 1):
+        claimed(engine, scan, 1)
+    windows = Windows(slots, 100, 100)
+    with writing(engine) as connection:
+        some, every = (sending.contenders(connection, most) for most in (windows.in_all, len(begun)))
+
+    assert len(every) == len(begun) > len(some)
+    for ageing_s in (-1e6, 1e6):  # all have waited for too long, and none
+        assert allot(some, windows, ageing_s) == allot(every, windows, ageing_s) != {}
 
 
 @ONLY_POSTGRES
