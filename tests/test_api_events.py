@@ -109,6 +109,29 @@ def test_a_quiet_stream_says_now_and_then_that_it_is_there(api: Api, monkeypatch
     assert lines == ["retry: 1000", "", ": still here", "", ": still here", ""]
 
 
+def test_streams_that_began_together_are_not_told_together_that_nothing_is_new(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_tenant(api.engine, "calm")
+    monkeypatch.setattr(events, "HEARTBEAT_S", 3.0)
+    readers, begun, told_s = 20, threading.Barrier(20), []
+
+    def read() -> None:
+        with api.events("/v1/tenants/calm/changes") as stream:
+            begun.wait(20)
+            while next(stream.lines) != ": still here":
+                pass
+            told_s.append(time.monotonic())
+
+    threads = [threading.Thread(target=read) for _ in range(readers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    assert len(told_s) == readers and max(told_s) - min(told_s) > 0.3, "of a second over which they are spread"
+
+
 def test_all_readers_share_one_look_and_one_reading(api: Api) -> None:
     add_tenant(api.engine, "popular")
     readers, paths = 40, []
