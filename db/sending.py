@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Subquery, and_, case, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Subquery, and_, func, or_, select, tuple_, update
 
 from db import clock as clocks
 from db.clock import Instant, clock
+from db.scans import urgency
 from db.tables import said, scans, shards, tenants
-from db.tenants import TIERS
-from db.types import ScanState, ShardState, Trigger
+from db.types import ScanState, ShardState
 
 # What one worker may not take another may.
 PUT_BACK_FOR_S = 2.0
@@ -94,10 +94,7 @@ def _ranked(dialect: str) -> Subquery:
     )  # fmt: skip
     later = func.max if dialect == "sqlite" else func.greatest
     since = later(func.coalesce(t.served_at, scans.c.started_at), scans.c.started_at, type_=Instant())
-    # Sorted by a number: texts, compared as a language wants them, take most of the time.
-    kinds = [and_(scans.c.trigger == trigger, t.tier == tier) for trigger in Trigger for tier in TIERS]
-    kind = case(*((each, number) for number, each in enumerate(kinds)), else_=len(kinds))
-    alike = (kind, is_open.c.ready > 0, is_open.c.in_flight > 0)
+    alike = (urgency(), is_open.c.ready > 0, is_open.c.in_flight > 0)
     place = func.row_number().over(partition_by=alike, order_by=since).label("place")
     return (
         select(scans.c.id, scans.c.tenant_id, t.tier, scans.c.trigger, is_open.c.ready, is_open.c.in_flight, t.name,

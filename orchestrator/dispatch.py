@@ -24,6 +24,17 @@ from tasks.settings import Settings
 log = logging.getLogger(__name__)
 
 
+def windows_of(runtime: Runtime, settings: Settings) -> Windows:
+    """How much may be under way, by the workers that live; where nobody tells, as if there were the least."""
+    slots = 0
+    if not runtime.outage.paused:
+        try:
+            slots = presence.slots(runtime.redis, runtime.keys)
+        except redis.RedisError as error:
+            runtime.outage.failed("nobody tells which workers live", error)
+    return Windows(slots, settings.window, settings.scan_window)
+
+
 def dispatch(app: App, engine: Engine, settings: Settings) -> int:
     """Send as many ready shards as the windows have room for; how many. They are marked before they are sent, and
     unmarked where the broker does not answer: a message too many does no harm, one too few costs a tick.
@@ -31,12 +42,10 @@ def dispatch(app: App, engine: Engine, settings: Settings) -> int:
     runtime, outage = app.runtime, app.runtime.outage
     try:
         mark.look(runtime.redis, runtime.keys, lambda: _forget(engine))
-        slots = presence.slots(runtime.redis, runtime.keys)
-        unread = _unread(runtime)
+        windows, unread = windows_of(runtime, settings), _unread(runtime)
     except redis.RedisError as error:
         outage.failed("nothing can be sent", error)
         return 0
-    windows = Windows(slots, settings.window, settings.scan_window)
     batch, names = write(engine, _mark, windows, settings.ageing_s, unread)
     if not batch:
         return 0

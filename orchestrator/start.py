@@ -48,10 +48,12 @@ def choose(scan: Scan, tenant: Tenant, has_directories: bool) -> tuple[Strategy,
     return Strategy.INCREMENTAL, "watermark valid"
 
 
-def start_queued(engine: Engine, settings: Settings) -> int:
-    """Start queued scans of tenants that have none running, those that wait longest; how many."""
+def start_queued(engine: Engine, settings: Settings, most: int = STARTED_AT_ONCE) -> int:
+    """Start queued scans of tenants that have none running, those that wait longest, and of each trigger and tier only
+    so many that `most` run; how many.
+    """
     with reading(engine) as connection:
-        waiting = scans.startable(connection, STARTED_AT_ONCE)
+        waiting = scans.startable(connection, STARTED_AT_ONCE, most)
     return start(engine, [tenant_id for _, tenant_id in waiting], settings)
 
 

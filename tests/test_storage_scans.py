@@ -177,9 +177,9 @@ def test_a_scan_waits_while_its_tenant_has_one_running(engine, tenant):
     assert start(engine, [tenant.id], SETTINGS) == 1
 
 
-def startable(engine, limit=100):
+def startable(engine, limit=100, most=100):
     with reading(engine) as connection:
-        return scans.startable(connection, limit)
+        return scans.startable(connection, limit, most)
 
 
 def test_who_waits_longest_is_started_first(engine):
@@ -187,6 +187,25 @@ def test_who_waits_longest_is_started_first(engine):
 
     assert [scan_id for scan_id, _ in startable(engine)] == [scan.id for scan in queued]
     assert len(startable(engine, 2)) == 2
+
+
+def test_of_each_trigger_and_tier_only_so_many_run(engine):
+    tiers = ["standard"] * 4 + ["background"] * 3
+    ids = [add_tenant(engine, f"t{n}", tier=tier).id for n, tier in enumerate(tiers)]
+    with writing(engine) as connection:
+        scans.request_scheduled(connection, ids)
+    asked = [request(engine, add_tenant(engine, f"asked{n}"))[0].tenant_id for n in range(3)]
+
+    def begun() -> list[int]:
+        found = [tenant_id for _, tenant_id in startable(engine, most=2)]
+        start(engine, found, SETTINGS)
+        return sorted(found)
+
+    assert begun() == [*ids[:2], *ids[4:6], *asked[:2]]
+    assert begun() == []
+    ended, *_ = (scan for scan in in_state(engine, ScanState.RUNNING) if scan.tenant_id == ids[4])
+    end_scan(engine, ended)
+    assert begun() == [ids[6]]
 
 
 def test_who_knew_of_no_directory_and_was_stopped_before_he_started_a_scan_adds_no_second_root(engine, tenant):
