@@ -13,8 +13,8 @@ override export SEED := $(value SEED)
 # Thousands of processes are started, which need not compile anew what they import, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests wait for a third of their time: three processes keep two processors busy, and a few more do no harm.
-PROCESSES := $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4)))
+# Tests wait for a third of their time: four processes keep two processors busy, and a few more do no harm.
+PROCESSES := $(shell n=$$(nproc); echo $$((n < 3 ? n + 2 : 5)))
 
 .PHONY: help
 help:  ## List these targets

@@ -30,7 +30,7 @@ from db.tables import shards
 from tests import cluster as clusters
 from tests.api import ADMIN, TOKENS
 from tests.processes import read_peak
-from tests.servers import for_a_benchmark
+from tests.servers import for_a_benchmark, free_port
 from tests.storage import add_tenant
 from tests.trees import Dir, File, build
 from tests.waiting import wait_until
@@ -218,14 +218,6 @@ def main() -> None:
     for promise, holds in held.items():
         print(f"{'held' if holds else 'BROKEN':<7}{promise}")
     sys.exit(0 if all(held.values()) else 1)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

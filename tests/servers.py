@@ -207,7 +207,7 @@ class RedisServer(Server):
     def start(self) -> None:
         port_is_ours = self.port != 0
         for _ in range(1 if port_is_ours else 10):
-            self.port = self.port if port_is_ours else _free_port()
+            self.port = self.port if port_is_ours else free_port()
             self.process = self._spawn(
                 *(redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket),
                 *("--dir", self.folder, "--save", "", "--appendonly", "no", *self.options),
@@ -227,7 +227,7 @@ class RedisServer(Server):
         return ""
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

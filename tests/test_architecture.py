@@ -20,6 +20,8 @@ TOUCHES_FILES = {"open", "stat", "lstat", "scandir", "readlink", "listdir", "wal
 MAY_TOUCH_FILES = {f"tasks/core/{name}.py" for name in ("filesystem", "hashing", "listing", "rule_sources", "walk")}
 MAY_TOUCH_FILES |= {
     "tasks/redis/script.py",  # its own Lua
+    "tasks/settings.py",  # what is handed over in files
+    "tasks/health.py",  # what probes look at
     *(f"tasks/memory/{name}.py" for name in ("cgroup", "family", "gauge", "heap")),  # the kernel's
 }  # fmt: skip
 # Commands talk to a terminal, and so do the processes that `up` and the containers start.
