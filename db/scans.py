@@ -14,10 +14,8 @@ from sqlalchemy import (
     RowMapping,
     and_,
     bindparam,
-    case,
     exists,
     func,
-    literal,
     or_,
     select,
     text,
@@ -30,7 +28,6 @@ from sqlalchemy.sql.dml import ReturningInsert
 from db import named, tallies, webhooks
 from db.clock import clock
 from db.tables import changes, directories, said, scans, shards, tenants, vanished
-from db.tenants import TIERS
 from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
 
 
@@ -106,7 +103,7 @@ def lock(connection: Connection, scan_id: str) -> Scan | None:
 def lock_startable(connection: Connection, tenant_ids: Sequence[int]) -> Sequence[Scan]:
     """The queued scans of these tenants, but for those that have one running; locked. After the tenants."""
     columns = [scans.c[name] for name in _ASKED]
-    query = select(*columns).where(scans.c.tenant_id.in_(tenant_ids), *_is_startable()).order_by(scans.c.id)
+    query = select(*columns).where(scans.c.tenant_id.in_(tenant_ids), *is_startable()).order_by(scans.c.id)
     return [_queued(row) for row in connection.execute(query.with_for_update())]
 
 
@@ -206,37 +203,8 @@ def _queueing(dialect: str) -> ReturningInsert[Any]:
     ).returning(*(known[name] for name in _ASKED))
 
 
-def startable(connection: Connection, limit: int, most: int) -> Sequence[tuple[str, int]]:
-    """Queued scans (and their tenants) to start next, those first that wait longest: of each trigger and tier only so
-    many that `most` run. What cannot be served soon waits here, where nobody has to look at it.
-    """
-    kind = urgency()
-    running = connection.execute(
-        select(kind, func.count()).join(tenants, tenants.c.id == scans.c.tenant_id)
-        .where(scans.c.state == said(ScanState.RUNNING)).group_by(kind)
-    )  # fmt: skip
-    place = func.row_number().over(partition_by=kind, order_by=(scans.c.requested_at, scans.c.id)).label("place")
-    queued = (
-        select(scans.c.id, scans.c.tenant_id, scans.c.requested_at, kind.label("kind"), place)
-        .join(tenants, tenants.c.id == scans.c.tenant_id)
-        .where(*_is_startable())
-        .subquery()
-    )
-    left = {row[0]: most - row[1] for row in running}
-    room = case(left, value=queued.c.kind, else_=most) if left else literal(most)
-    query = select(queued.c.id, queued.c.tenant_id).where(queued.c.place <= room)
-    return [(row[0], row[1]) for row in connection.execute(query.order_by(queued.c.requested_at).limit(limit))]
-
-
-def urgency() -> ColumnElement[int]:
-    """A number for each trigger and tier, of a scan that is joined with its tenant. (To sort by texts, compared as a
-    language wants them, takes most of the time of what sorts by them.)
-    """
-    kinds = [and_(scans.c.trigger == trigger, tenants.c.tier == tier) for trigger in Trigger for tier in TIERS]
-    return case(*((kind, number) for number, kind in enumerate(kinds)), else_=len(kinds))
-
-
-def _is_startable() -> tuple[ColumnElement[bool], ...]:
+def is_startable() -> tuple[ColumnElement[bool], ...]:
+    """Queued, and of a tenant that has none running."""
     running = scans.alias()
     has_one = select(running.c.id).where(
         running.c.tenant_id == scans.c.tenant_id, running.c.state == said(ScanState.RUNNING)

@@ -1,17 +1,18 @@
-"""Which shards are offered to the broker, which have a message under way, and whose turn it is."""
+"""Whose turn it is: which queued scans are started, which shards are offered to the broker or are under way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Subquery, and_, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Subquery, and_, case, func, literal, or_, select, tuple_, update
 
 from db import clock as clocks
 from db.clock import Instant, clock
-from db.scans import urgency
+from db.scans import is_startable
 from db.tables import said, scans, shards, tenants
-from db.types import ScanState, ShardState
+from db.tenants import TIERS
+from db.types import ScanState, ShardState, Trigger
 
 # What one worker may not take another may.
 PUT_BACK_FOR_S = 2.0
@@ -60,6 +61,37 @@ def _is_in_flight() -> ColumnElement[bool]:
     """
     s = shards.c
     return or_(and_(s.state == ShardState.LEASED, s.lease_until >= clock()), s.sent_until > clock())
+
+
+def startable(connection: Connection, limit: int, most: int) -> Sequence[tuple[str, int]]:
+    """Queued scans (and their tenants) to start next, those first that wait longest: of each trigger and tier only so
+    many that `most` run and have nothing under way. What cannot be served soon waits where nobody looks at it.
+    """
+    kind, s, t = urgency(), shards.c, tenants.c
+    served = select(s.number).where(s.scan_id == scans.c.id, _is_in_flight())
+    idle = connection.execute(
+        select(kind, func.count()).join(tenants, t.id == scans.c.tenant_id)
+        .where(scans.c.state == said(ScanState.RUNNING), ~served.exists()).group_by(kind)
+    )  # fmt: skip
+    place = func.row_number().over(partition_by=kind, order_by=(scans.c.requested_at, scans.c.id)).label("place")
+    queued = (
+        select(scans.c.id, scans.c.tenant_id, scans.c.requested_at, kind.label("kind"), place)
+        .join(tenants, t.id == scans.c.tenant_id)
+        .where(*is_startable())
+        .subquery()
+    )
+    left = {row[0]: most - row[1] for row in idle}
+    room = case(left, value=queued.c.kind, else_=most) if left else literal(most)
+    query = select(queued.c.id, queued.c.tenant_id).where(queued.c.place <= room)
+    return [(row[0], row[1]) for row in connection.execute(query.order_by(queued.c.requested_at).limit(limit))]
+
+
+def urgency() -> ColumnElement[int]:
+    """A number for each trigger and tier, of a scan that is joined with its tenant. (To sort by texts, compared as a
+    language wants them, takes most of the time of what sorts by them.)
+    """
+    kinds = [and_(scans.c.trigger == trigger, tenants.c.tier == tier) for trigger in Trigger for tier in TIERS]
+    return case(*((kind, number) for number, kind in enumerate(kinds)), else_=len(kinds))
 
 
 def contenders(connection: Connection, most: int) -> Sequence[Contender]:

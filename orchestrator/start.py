@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from db import clock, named, scans, shards, tenants, tree
+from db import clock, named, scans, sending, shards, tenants, tree
 from db.engine import reading, write
 from db.scans import Beginning, Scan
 from db.tenants import Tenant
@@ -50,10 +50,10 @@ def choose(scan: Scan, tenant: Tenant, has_directories: bool) -> tuple[Strategy,
 
 def start_queued(engine: Engine, settings: Settings, most: int = STARTED_AT_ONCE) -> int:
     """Start queued scans of tenants that have none running, those that wait longest, and of each trigger and tier only
-    so many that `most` run; how many.
+    so many that `most` wait to be served; how many.
     """
     with reading(engine) as connection:
-        waiting = scans.startable(connection, STARTED_AT_ONCE, most)
+        waiting = sending.startable(connection, STARTED_AT_ONCE, most)
     return start(engine, [tenant_id for _, tenant_id in waiting], settings)
 
 

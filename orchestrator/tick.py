@@ -26,19 +26,17 @@ log = logging.getLogger(__name__)
 DUE_AT_ONCE = 200
 # … and so often in one pass, so that it comes to its end.
 BATCHES = 10
-# Of each trigger and tier so many windows' worth of scans run at once: one that is under way, and one that comes next.
-WINDOWS = 2
 # So many tenants are named in one line of the log.
 NAMED = 3
 
 
 def tick(app: App, engine: Engine, settings: Settings) -> int:
     """One pass; the number of shards that were sent."""
-    reaping, most = _begin(app.runtime, settings), WINDOWS * windows_of(app.runtime, settings).in_all
+    reaping, window = _begin(app.runtime, settings), windows_of(app.runtime, settings).in_all
     for _ in range(BATCHES):
         due, refused = look(app.runtime, engine)
         request_due(engine, settings, due, refused)
-        if start_queued(engine, settings, most) < STARTED_AT_ONCE and len(due) < DUE_AT_ONCE:
+        if start_queued(engine, settings, window) < STARTED_AT_ONCE and len(due) < DUE_AT_ONCE:
             break
     if reaping:
         reap(engine)
