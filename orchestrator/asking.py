@@ -37,7 +37,8 @@ def ask(connection: Connection, by: str, tenant: Tenant | Known, *, full: bool =
         answered = Answered(tenant.id, scan.id, key.fingerprint, is_new)
         if not idempotency.keep(connection, by, key.key, answered):
             raise AskedBefore
-    audit.note(connection, by, "scan", tenant.name, scan=scan.id, full=full, verify=verify)
+    some = {"paths": len(paths)} if paths else {}
+    audit.note(connection, by, "scan", tenant.name, scan=scan.id, full=full, verify=verify, **some)
     return scan, is_new
 
 

@@ -8,10 +8,11 @@ from sqlalchemy import update
 
 from db import audit, idempotency
 from db.clock import clock
-from db.engine import writing
+from db.engine import reading, write, writing
 from db.idempotency import Answered
 from db.tables import audit as audit_table
 from db.tables import idempotency as idempotency_table
+from orchestrator import asking
 from tests.command import Command
 from tests.storage import add_tenant, rows, start_scan
 
@@ -30,6 +31,16 @@ def test_a_command_is_logged_with_what_it_was_given(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (logged[1]["enabled"], logged[2]["interval_s"], logged[2]["root"]) == (False, 60, str(tmp_path / "root"))
     assert command.run("audit", "--limit", "1").stdout.count("\n") == 1
+
+
+def test_a_scan_of_some_paths_is_logged_as_such(engine) -> None:
+    tenant = add_tenant(engine)
+    for paths in ([], [b"a", b"b"]):
+        write(engine, asking.ask, "x", tenant, paths=paths)
+    with reading(engine) as connection:
+        some, whole = audit.newest(connection, 2)
+
+    assert some.details["paths"] == 2 and "paths" not in whole.details
 
 
 def test_old_rows_of_the_log_go_in_batches_and_so_do_those_that_are_too_many(

@@ -85,6 +85,7 @@ def test_most_files_gone_is_suspect_and_confirming_deletes_them(cli: Command, ro
     assert (suspect["state"], suspect["deleted"], suspect["added"]) == ("suspect", 0, 1)
     assert "61 of 100 files are gone (61 %, the limit is 30 %)" in suspect["error"]
     assert f"strandline confirm {suspect['scan']}" in suspect["error"]
+    assert f"\n    {suspect['error']}\n" in cli.run("scans", suspect["tenant"]).stdout
     assert cli.index("most") == before | listing(root)
     assert cli.scan(root, status=1)["state"] == "suspect"  # and it stays so
 

@@ -67,6 +67,8 @@ def scans(name: str, limit: int, state: str | None, as_json: bool) -> None:
                 f"{d['scan']}  {d['started_at'] or d['requested_at']}  {d['state']:<9}  {d['strategy'] or '-':<14}"
                 f"  {d['files']:,} files  +{d['added']:,} ~{d['modified']:,} -{d['deleted']:,} >{d['moved']:,}"
             )
+            if d["error"]:
+                click.echo(f"    {d['error']}")
 
 
 @click.command()
