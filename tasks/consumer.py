@@ -60,10 +60,11 @@ class Doubt(bootsteps.StartStopStep):
             runtime.outage.over()
 
 
-class Presence(bootsteps.StartStopStep):
-    """Tells that this worker lives, how much it can do at once and how full memory is, as long as it is connected."""
+class Told(bootsteps.StartStopStep):
+    """Something that is told again and again as long as the worker is connected, and taken back when it is not."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    every_s: float
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
@@ -71,19 +72,38 @@ class Presence(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Connected, for the first time or again."""
-        self._tell(consumer)
-        self._timer = consumer.timer.call_repeatedly(presence.TOLD_EVERY_S, self._tell, (consumer,))
+        self.tell(consumer)
+        self._timer = consumer.timer.call_repeatedly(self.every_s, self.tell, (consumer,))
 
     def stop(self, consumer: Any) -> None:
         """Nothing is taken any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self._do(consumer, presence.leave)
+            self.take_back(consumer)
 
-    def _tell(self, consumer: Any) -> None:
+    def tell(self, consumer: Any) -> None:
+        """It holds."""
+        raise NotImplementedError
+
+    def take_back(self, consumer: Any) -> None:
+        """It holds no longer."""
+        raise NotImplementedError
+
+
+class Presence(Told):
+    """Tells that this worker lives, how much it can do at once and how full memory is."""
+
+    every_s = presence.TOLD_EVERY_S
+
+    def tell(self, consumer: Any) -> None:
+        """To all, by Redis."""
         scaler = consumer.controller.autoscaler
         self._do(consumer, presence.tell, scaler.max_concurrency, scaler.seen.document())
+
+    def take_back(self, consumer: Any) -> None:
+        """At once: nobody need wait until it expires."""
+        self._do(consumer, presence.leave)
 
     def _do(self, consumer: Any, what: Callable[..., None], *more: Any) -> None:
         runtime: Runtime = consumer.app.runtime
@@ -97,26 +117,17 @@ class Presence(bootsteps.StartStopStep):
             runtime.outage.over()
 
 
-class Healthy(bootsteps.StartStopStep):
-    """Tells that the main loop turns and takes messages, as long as it is connected."""
+class Healthy(Told):
+    """Tells that the main loop turns and takes messages."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    every_s = TOUCHED_EVERY_S
 
-    def __init__(self, parent: Any, **options: Any) -> None:
-        super().__init__(parent, **options)
-        self._timer: Any = None
+    def tell(self, consumer: Any) -> None:
+        """To probes, by a file."""
+        consumer.app.runtime.health.ready()
 
-    def start(self, consumer: Any) -> None:
-        """Connected, for the first time or again."""
-        health = consumer.app.runtime.health
-        health.ready()
-        self._timer = consumer.timer.call_repeatedly(TOUCHED_EVERY_S, health.ready)
-
-    def stop(self, consumer: Any) -> None:
-        """Nothing is taken any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def take_back(self, consumer: Any) -> None:
+        """It may live on, and take nothing."""
         consumer.app.runtime.health.busy()
 
 

@@ -168,6 +168,9 @@ def test_after_a_lost_connection_as_many_run_at_once_as_before(
 ) -> None:
     with with_a_worker(None, tmp_path, newest_postgres_url, own_redis) as field:
         with field.redis() as client:
+            # (A connection that waits for nothing is made anew without a word.)
+            pops = lambda: [one for one in client.client_list() if one["cmd"] == "brpop" and "b" in one["flags"]]  # noqa: E731
+            wait_until(pops, 30, "it waits for messages")
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         said = field.process("worker").stderr
         wait_until(lambda: said.content.count(b"Connected to") == 2, 30, "it has connected again")
