@@ -13,7 +13,6 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     and_,
-    bindparam,
     exists,
     func,
     or_,
@@ -26,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.dml import ReturningInsert
 
 from db import named, tallies, webhooks
+from db.bulk import merge, set_values
 from db.clock import clock
 from db.tables import changes, directories, said, scans, shards, tenants, vanished
 from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
@@ -140,17 +140,9 @@ def running_of(connection: Connection, tenant_id: int) -> Scan | None:
 
 def request_scheduled(connection: Connection, tenant_ids: Sequence[int]) -> None:
     """Ask for a scan of each by the schedule, where none is queued: one that is will do, of the whole tree."""
-    if tenant_ids:
-        insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        c = scans.c
-        connection.execute(
-            insert_into(scans).values(requested_at=clock()).on_conflict_do_update(
-                index_elements=[c.tenant_id], index_where=text("state = 'queued'"), set_={"paths": None},
-                where=c.paths.is_not(None),
-            ),
-            [{"id": new_scan_id(), "tenant_id": tenant_id, "trigger": Trigger.SCHEDULE, "state": ScanState.QUEUED}
-             for tenant_id in tenant_ids],
-        )  # fmt: skip
+    whole = "ON CONFLICT (tenant_id) WHERE state = 'queued' DO UPDATE SET paths = NULL WHERE scans.paths IS NOT NULL"
+    asked = [(new_scan_id(), tenant_id, Trigger.SCHEDULE, ScanState.QUEUED) for tenant_id in tenant_ids]
+    merge(connection, scans, ("id", "tenant_id", "trigger", "state"), asked, whole, {"requested_at": clock()})
 
 
 def request(connection: Connection, tenant_id: int, *, trigger: Trigger, full: bool = False, verify: bool = False,
@@ -240,12 +232,9 @@ class Beginning:
 
 def set_running(connection: Connection, begun: Sequence[Beginning]) -> None:
     """Queued → running. The caller holds the locks of the scans, and of their tenants."""
-    query = update(scans).where(scans.c.id == bindparam("scan"), scans.c.state == ScanState.QUEUED)
-    connection.execute(
-        query.values(state=ScanState.RUNNING, started_at=clock()),
-        [{"scan": one.scan_id, "fence": one.fence, "strategy": one.strategy, "reason": one.reason,
-          "verify_from": one.verified[0], "verify_to": one.verified[1]} for one in begun],
-    )  # fmt: skip
+    columns = ("fence", "strategy", "reason", "verify_from", "verify_to", "state")
+    rows = [(one.fence, one.strategy, one.reason, *one.verified, ScanState.RUNNING, one.scan_id) for one in begun]
+    set_values(connection, scans, columns, ["id"], rows, {"started_at": clock()}, "scans.state = 'queued'")
 
 
 def cancel_queued(connection: Connection, scan_id: str) -> bool:

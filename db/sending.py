@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Subquery, and_, case, func, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Subquery, and_, case, func, literal, or_, select, update
 
 from db import clock as clocks
+from db.bulk import set_values
 from db.clock import Instant, clock
 from db.scans import is_startable
 from db.tables import said, scans, shards, tenants
@@ -159,9 +160,9 @@ def sendable(connection: Connection, scan_ids: Sequence[str], limit: int) -> Seq
 
 def mark_sent(connection: Connection, sent: Sequence[Sendable], expires_s: float | None) -> None:
     """Note that messages for these are under way for `expires_s`; None: they are not, after all."""
-    s = shards.c
-    these = tuple_(s.scan_id, s.number).in_([(shard.scan_id, shard.number) for shard in sent])
-    connection.execute(update(shards).where(these).values(sent_until=None if expires_s is None else clock(expires_s)))
+    these = [(shard.scan_id, shard.number) for shard in sent]
+    until = None if expires_s is None else clock(expires_s)
+    set_values(connection, shards, [], ["scan_id", "number"], these, {"sent_until": until})
 
 
 def note_served(connection: Connection, tenant_ids: Sequence[int]) -> None:

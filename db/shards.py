@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, or_, select, update
 
 from db import scans
+from db.bulk import merge
 from db.clock import clock
 from db.tables import shards
 from db.types import SETTLED_SHARDS, LeaseLost, ScanState, ShardState
@@ -65,19 +66,17 @@ def add(connection: Connection, scan: scans.Scan, frontiers: Sequence[str], queu
     return list(range(top + 1, top + 1 + len(frontiers)))
 
 
-def _insert(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    connection.execute(insert(shards).values(not_before=clock()), rows)
+def _insert(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    columns = ("scan_id", "tenant_id", "fence", "number", "frontier", "queue", "state")
+    merge(connection, shards, columns, rows, "", {"not_before": clock()})
 
 
-def _ready(scan: scans.Scan, first: int, frontiers: Sequence[str], queue: str) -> list[dict[str, Any]]:
+def _ready(scan: scans.Scan, first: int, frontiers: Sequence[str], queue: str) -> list[tuple[Any, ...]]:
     return [_row(scan, first + i, frontier, queue, ShardState.READY) for i, frontier in enumerate(frontiers)]
 
 
-def _row(scan: scans.Scan, number: int, frontier: str, queue: str, state: ShardState) -> dict[str, Any]:
-    return {
-        "scan_id": scan.id, "number": number, "tenant_id": scan.tenant_id, "fence": scan.fence,
-        "frontier": frontier, "queue": queue, "state": state,
-    }  # fmt: skip
+def _row(scan: scans.Scan, number: int, frontier: str, queue: str, state: ShardState) -> tuple[Any, ...]:
+    return scan.id, scan.tenant_id, scan.fence, number, frontier, queue, state
 
 
 def claim(connection: Connection, scan_id: str, number: int, lease_s: float) -> Lease | None:

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, d
 from sqlalchemy.exc import IntegrityError
 
 from db import removals
+from db.bulk import set_values
 from db.clock import clock
 from db.tables import removals as leaving
 from db.tables import scans, tenants
@@ -314,9 +315,7 @@ def _lock(connection: Connection, *which: ColumnElement[bool]) -> Sequence[Tenan
 
 def schedule(connection: Connection, slots: Mapping[int, datetime]) -> None:
     """Set when the schedule wants the next scan of each of these."""
-    query = update(tenants).where(tenants.c.id == bindparam("tenant")).values(next_scan_at=bindparam("slot"))
-    if slots:
-        connection.execute(query, [{"tenant": tenant_id, "slot": slot} for tenant_id, slot in slots.items()])
+    set_values(connection, tenants, ["next_scan_at"], ["id"], [(slot, tenant_id) for tenant_id, slot in slots.items()])
 
 
 def next_fences(connection: Connection, tenant_ids: Sequence[int]) -> dict[int, int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 
 import redis
+from kombu.utils.uuid import uuid
 from sqlalchemy import Connection, Engine
 
 from db import sending
@@ -101,15 +103,22 @@ def _chosen(connection: Connection, running: Sequence[Contender], given: Mapping
 
 
 def _send(app: App, batch: Sequence[Sendable], names: Mapping[str, str]) -> None:
+    """By the two halves of Celery's `send_task`, which finds out anew for each message what is the same for all of
+    them, and that takes half of its time.
+    """
+    amqp, expires = app.amqp, (app.now() + timedelta(seconds=LIVES_S)).isoformat()
     with app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=500):
         for shard in batch:
             task = "strandline.finish" if shard.number == FINISH else "strandline.scan_shard"
             args = [shard.scan_id] if shard.number == FINISH else [shard.scan_id, shard.number]
-            app.send_task(
-                task, args, queue=shard.queue, expires=LIVES_S, producer=producer, retry=False,
-                declare=(),  # a list of Redis needs none, and to make sure for each message takes a tenth of the time
-                headers=release.headers() | traces.headers(shard.scan_id),
+            message = amqp.create_task_message(
+                uuid(), task, args, expires=expires, kwargsrepr="{}",
                 argsrepr=shown(shard, names.get(shard.scan_id, "")),
+            )  # fmt: skip
+            amqp.send_task_message(
+                producer, task, message, queue=shard.queue, expiration=LIVES_S, retry=False,
+                declare=(),  # a list of Redis needs none
+                headers=release.headers() | traces.headers(shard.scan_id),
             )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from multiprocessing.synchronize import Event as EventOfProcesses
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ from tests import servers
 
 SLOTS = 64
 AT_ONCE = 200
-# From the first slot to that of the last process that begins.
-LEAD_S = 5.0
+# From what makes the tenants to their first slot.
+LEAD_S = 2.0
+STARTS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.02
 
 
@@ -57,7 +59,7 @@ class Herd:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def populate(self, number: int, interval_s: int, lead_s: float = 0) -> None:
-        """Tenants who have their slots, the first ones after `lead_s`, which it takes to begin."""
+        """Tenants who have their slots, the first ones after `lead_s`."""
         with writing(self.engine) as connection:
             now = clock.now(connection) + timedelta(seconds=lead_s)
             connection.execute(text("TRUNCATE tenants, scans, shards, directories CASCADE"))
@@ -92,11 +94,22 @@ class Herd:
         while not self.ended.wait(LOOK_EVERY_S):
             self.unread.append(self.broker.llen("strandline:bulk"))
 
-    def run(self, seconds: float) -> None:
-        """All of that for so long."""
-        spawn = multiprocessing.get_context("spawn")  # as workers are, processes of their own
-        other = spawn.Process(target=take_shards, args=(self.app.runtime.settings.model_dump(),), daemon=True)
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """A process that takes shards, as workers do; it does so by now."""
+        spawn = multiprocessing.get_context("spawn")
+        begun = spawn.Event()
+        other = spawn.Process(target=take_shards, args=(self.app.runtime.settings.model_dump(), begun), daemon=True)
         other.start()
+        try:
+            assert begun.wait(STARTS_WITHIN_S), "the process that takes shards does not begin"
+            yield
+        finally:
+            other.terminate()
+            other.join()
+
+    def run(self, seconds: float) -> None:
+        """Tick for so long."""
         threads = [threading.Thread(target=one) for one in (self.take_ticks, self.look)]
         for thread in threads:
             thread.start()
@@ -104,8 +117,6 @@ class Herd:
         self.ended.set()
         for thread in threads:
             thread.join()
-        other.terminate()
-        other.join()
 
     def starts(self) -> dict[int, int]:
         """Scans that were started, by second; the first and the last second, which are parts, left out."""
@@ -115,7 +126,7 @@ class Herd:
         return {second: counted[second] for second in range(min(counted) + 1, max(counted))}
 
 
-def take_shards(settings: dict[str, Any]) -> None:
+def take_shards(settings: dict[str, Any], begun: EventOfProcesses) -> None:
     """Settle what is sent, until one is ended: a worker to whom all shards are nothing."""
     app = make_app(all_settings.load({}, **settings))
     told_s = 0.0
@@ -123,6 +134,7 @@ def take_shards(settings: dict[str, Any]) -> None:
         if time.monotonic() - told_s > presence.TOLD_EVERY_S:
             told_s = time.monotonic()
             presence.tell(app.runtime.redis, app.runtime.keys, "herd", SLOTS)
+            begun.set()
         if found := taken(app.runtime.redis, 0.5):
             write(app.runtime.engine, settle, found)
             nudge(app)
@@ -210,8 +222,9 @@ def main() -> None:
         )
         herd.ticks_s.clear()
         herd.statements.clear()
-        herd.populate(given.tenants, given.interval, LEAD_S)
-        herd.run(given.interval * (given.windows + 0.2))
+        with herd.served():
+            herd.populate(given.tenants, given.interval, LEAD_S)
+            herd.run(given.interval * (given.windows + 0.2))
         report(herd, given.csv)
 
 

@@ -1,13 +1,15 @@
 """Many rows at once: a merge of many gives the same rows as one of few, whichever way they take."""
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy import event
 
-from db import changes, tree
-from db.bulk import COPY_FROM_ROWS, merge, run_many
+from db import changes, clock, tree
+from db.bulk import COPY_FROM_ROWS, merge, run_many, set_values
 from db.engine import writing
 from db.tables import changes as changes_table
-from db.tables import files, metadata, scan_errors
+from db.tables import files, metadata, scan_errors, scans
 from tests.storage import ONLY_POSTGRES, add_tenant, file, rows, start_scan, write_tree
 
 EVERY_BYTE = bytes(range(256))
@@ -109,7 +111,7 @@ def test_many_rows_are_copied_and_merged_and_few_are_inserted(engine, count, cop
 
     assert any("CREATE TEMPORARY TABLE stage_files" in one for one in said) is copies
     assert any("SELECT" in one and "FROM stage_files" in one for one in said) is copies
-    assert any("INSERT INTO files" in one and "VALUES" in one for one in said) is not copies
+    assert any("INSERT INTO files" in one and "FROM unnest(" in one for one in said) is not copies
 
 
 @BOTH_WAYS
@@ -121,6 +123,35 @@ def test_run_many_counts_what_it_matched(engine, count):
         assert run_many(connection, "UPDATE files SET changed = ? WHERE name = ?", keys) == count
 
     assert {row["changed"] for row in rows(engine, files)} == {7}
+
+
+@BOTH_WAYS
+def test_each_row_gets_its_own_values_and_what_all_get_and_only_where_that_is_wanted(engine, count):
+    write_tree(engine, files=[odd_file(i) for i in range(count)])
+    before = rows(engine, files)
+    given = [(i, EVERY_BYTE[: i % 9], name(i), 1) for i in range(0, count + 5, 2)]
+
+    with writing(engine) as connection:
+        set_values(connection, files, ["changed", "digest"], ["name", "tenant_id"], given, where="files.type = 'file'")
+
+    expected = [
+        row | {"changed": i, "digest": EVERY_BYTE[: i % 9]} if i % 2 == 0 and row["type"] == "file" else row
+        for i, row in enumerate(before)
+    ]
+    assert rows(engine, files) == expected
+
+
+def test_ids_of_scans_and_times_are_stored_as_everywhere(engine):
+    scan = start_scan(engine, add_tenant(engine))
+    at = clock.EPOCH + timedelta(days=20_000, microseconds=1)
+
+    with writing(engine) as connection:
+        now = clock.now(connection)
+        set_values(connection, scans, ["requested_at"], ["id"], [(at, scan.id)], {"started_at": clock.clock(3600.0)})
+
+    [found] = rows(engine, scans, id=scan.id)
+    assert found["requested_at"] == at
+    assert timedelta(0) <= found["started_at"] - now - timedelta(hours=1) < timedelta(minutes=1)
 
 
 @BOTH_WAYS
