@@ -15,11 +15,13 @@ from orchestrator.api import breaker, docs, feed, health, metrics, page, problem
 from orchestrator.api.access import Access
 from orchestrator.api.coordination import Coordination
 from orchestrator.api.direct import Direct
+from orchestrator.api.enqueue import Enqueuing
 from orchestrator.api.events import Pages
 from orchestrator.api.hub import Hub
 from orchestrator.api.limits import Buckets, Guard
 from orchestrator.api.service import Service
 from orchestrator.api.tokens import parse_tokens
+from orchestrator.api.work import Together
 from orchestrator.metrics import Exporter
 from tasks.app import App
 from tasks.redis.connection import Address
@@ -40,6 +42,7 @@ def make_api(settings: Settings, app: App) -> FastAPI:
     exporter_client = Address.of(settings).client()
     exporter = Exporter(watched, exporter_client, app.runtime.keys, settings.metrics_tenants)
     hub = Hub(access, redis, settings.api_streams)
+    enqueuing = Together(Enqueuing(access, redis).ask_all, lambda one: one.caller)
 
     @contextlib.asynccontextmanager
     async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
@@ -59,7 +62,7 @@ def make_api(settings: Settings, app: App) -> FastAPI:
         redirect_slashes=False,
     )  # fmt: skip
     api.state.tokens, api.state.buckets = tokens, Buckets(settings.api_rate)
-    api.state.service, api.state.pages = Service(settings, access, redis, hub), Pages(access)
+    api.state.service, api.state.pages = Service(settings, access, redis, hub, enqueuing), Pages(access)
     api.add_middleware(Direct)
     api.add_middleware(
         Guard, body_bytes=settings.api_body_bytes, local=not tokens, host=settings.api_host

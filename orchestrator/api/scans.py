@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import uuid
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query
@@ -20,14 +18,13 @@ from orchestrator import asking
 from orchestrator.api import events
 from orchestrator.api.docs import events as events_content
 from orchestrator.api.docs import problems
+from orchestrator.api.enqueue import Asked
 from orchestrator.api.models import Page, ScanDocument, ScanRequest
 from orchestrator.api.problems import Problem
-from orchestrator.api.service import Here, Who, answer, encoded, known_of, scan_of, tenant_of
-from orchestrator.api.work import blocking, database, requests
+from orchestrator.api.service import Here, Who, answer, encoded, scan_of, tenant_of
+from orchestrator.api.work import blocking, database
 from orchestrator.documents import scan_document
 from orchestrator.progress import progress_in
-from orchestrator.roots import named_paths
-from tasks import traces
 
 router = APIRouter(prefix="/v1", tags=["scans"])
 _JOINED: dict[int | str, dict[str, Any]] = {
@@ -40,8 +37,7 @@ KEY_PATTERN = r"^[\x20-\x7e]{1,255}$"
 
 @router.post("/tenants/{name}/scans", status_code=202, response_model=ScanDocument,
              responses={**_JOINED, **problems(404, 409)})  # fmt: skip
-@blocking(requests)
-def request_scan(
+async def request_scan(
     service: Here,
     caller: Who,
     name: str,
@@ -56,33 +52,7 @@ def request_scan(
     key = None
     if idempotency_key is not None:
         key = asking.Key(idempotency_key, hashlib.blake2b(wanted.model_dump_json().encode(), digest_size=16).digest())
-
-    def ask(connection: Connection) -> tuple[Scan, bool, bytes]:
-        tenant = known_of(connection, caller, name)
-        paths = named_paths(tenant.root, _encoded(wanted.paths))
-        scan, is_new = asking.ask(
-            connection, caller.name, tenant, full=wanted.full, verify=wanted.verify, paths=paths, key=key
-        )  # fmt: skip
-        return scan, is_new, encoded(scan_document(connection, scan, tenant.name))
-
-    began = traces.now()
-    try:
-        scan, is_new, sent = service.access.write(caller, ask)
-    except asking.AskedBefore:
-        assert key is not None
-        with service.access.read(caller) as connection:
-            scan, is_new = asking.asked_before(connection, caller.name, known_of(connection, caller, name), key)
-            sent = encoded(scan_document(connection, scan, name))
-    traces.over("request", scan.id, began, tenant=name)
-    service.redis.nudge()
-    return _accepted(scan, is_new, sent)
-
-
-def _encoded(paths: Sequence[str]) -> list[bytes]:
-    try:
-        return [os.fsencode(path) for path in paths]
-    except UnicodeError:
-        raise Problem(422, "a path holds half a character", field="paths") from None
+    return _accepted(*await service.enqueuing.do(Asked(caller, name, wanted, key)))
 
 
 def _accepted(scan: Scan, is_new: bool, sent: bytes) -> Response:

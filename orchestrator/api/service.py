@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Request
@@ -23,9 +23,13 @@ from orchestrator.api.hub import Hub
 from orchestrator.api.limits import admitted
 from orchestrator.api.problems import not_found
 from orchestrator.api.tokens import Caller
+from orchestrator.api.work import Together
 from orchestrator.documents import scan_document
 from orchestrator.progress import progress_in
 from tasks.settings import Settings
+
+if TYPE_CHECKING:  # which asks by what is below
+    from orchestrator.api.enqueue import Asked, Enqueued
 
 T = TypeVar("T")
 
@@ -38,6 +42,7 @@ class Service:
     access: Access
     redis: Coordination
     hub: Hub
+    enqueuing: Together[Asked, Enqueued]
 
     def scan(self, caller: Caller, scan_id: str) -> dict[str, Any]:
         """A scan's document, with its progress while it runs. Raises a problem (404)."""
