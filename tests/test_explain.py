@@ -159,10 +159,12 @@ def test_control_characters_reach_no_terminal(tmp_path: Path) -> None:
     build(
         os.fsencode(tmp_path / "root"), Dir({b".strandlineignore": File(b"evil\x1b*\n"), b"evil\x1b[31m": File(b"f")})
     )
-    assert cli.scan(tmp_path / "root")["files"] == 1
-    cli.json("tenant", "set", "root", "--ignore", "\x1b[31m")
+    with cli.up():
+        assert cli.scan(tmp_path / "root")["files"] == 1
+        cli.json("tenant", "set", "root", "--ignore", "\x1b[31m")
 
-    shown = [cli.run("explain", "root", "evil\x1b[31m"), cli.run("tenant", "show", "root"), cli.run("files", "root")]
+        asked = [("explain", "root", "evil\x1b[31m"), ("tenant", "show", "root"), ("files", "root")]
+        shown = [cli.run(*words) for words in asked]
 
     assert [(done.returncode, "\x1b" in done.stdout) for done in shown] == [(0, False)] * 3
     assert "evil\\x1b*" in shown[0].stdout

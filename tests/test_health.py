@@ -1,9 +1,10 @@
 """A worker and a beat tell by the ages of two files whether they live and take work."""
 
-import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,37 +14,50 @@ from tasks.health import TOUCHED_EVERY_S, Health
 from tests import cluster as clusters
 from tests.cluster import Cluster
 from tests.processes import Running
-from tests.servers import RedisServer
+from tests.servers import PostgresKind, PostgresServer, RedisServer, postgres_kinds
 from tests.waiting import wait_until
 
 YOUNG_S = 3 * TOUCHED_EVERY_S
 SOON_S = 60
+ServersOf = Callable[[PostgresKind], PostgresServer]
 
 
-@pytest.fixture
-def broker(own_redis: Callable[..., RedisServer]) -> Iterator[RedisServer]:
-    with own_redis() as server:
+@pytest.fixture(scope="module")
+def broker(server_folder: Path) -> Iterator[RedisServer]:
+    with RedisServer(Path(tempfile.mkdtemp(dir=server_folder))) as server:
         yield server
 
 
-@pytest.fixture
-def cluster(newest_postgres_url: str, broker: RedisServer, tmp_path: Path) -> Iterator[Cluster]:
-    with clusters.running(tmp_path, newest_postgres_url, broker.url, workers=0, beats=0) as cluster:
+@pytest.fixture(scope="module")
+def cluster(
+    _postgres_servers: ServersOf, broker: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    with (
+        _postgres_servers(postgres_kinds()[-1]).database() as url,
+        clusters.running(tmp_path_factory.mktemp("cluster"), url, broker.url, workers=0, beats=0) as cluster,
+    ):
         yield cluster
 
 
-@pytest.fixture(params=["worker", "beat"])
-def process(request: pytest.FixtureRequest, cluster: Cluster, folder: Path) -> Running:
-    cluster.env |= {"STRANDLINE_HEALTH_DIR": str(folder)}
-    return cluster.begin(request.param, request.param)
+@dataclass
+class Probed:
+    """A process, and the folder where it tells."""
+
+    process: Running
+    folder: Path
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "health"
-    folder.mkdir()
+@pytest.fixture(scope="module", params=["worker", "beat"])
+def probed(
+    request: pytest.FixtureRequest, cluster: Cluster, broker: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Probed]:
+    """One that is started before there is a Redis."""
+    folder = tmp_path_factory.mktemp("health")
     (folder / "ready").touch()  # by one that died
-    return folder
+    cluster.env |= {"STRANDLINE_HEALTH_DIR": str(folder)}
+    broker.stop()
+    with cluster.begin(request.param, request.param) as process:
+        yield Probed(process, folder)
 
 
 def touched(path: Path) -> Callable[[], bool]:
@@ -52,53 +66,39 @@ def touched(path: Path) -> Callable[[], bool]:
     return lambda: path.exists() and path.stat().st_mtime_ns > before
 
 
-def test_it_lives_and_takes_work_until_it_is_told_to_end(process: Running, folder: Path) -> None:
-    wait_until((folder / "alive").exists, SOON_S, "it lives")
-    os.utime(folder / "alive", (0, 0))
-    wait_until(touched(folder / "ready"), SOON_S, "it takes work")
-    wait_until(touched(folder / "alive"), YOUNG_S, "and lives on")
-    wait_until(touched(folder / "ready"), YOUNG_S, "and takes work on")
-
-    process.send(signal.SIGTERM)
-    process.wait(SOON_S)
-
-    assert not (folder / "ready").exists()
-
-
-def test_it_lives_and_takes_no_work_while_redis_is_away(process: Running, folder: Path, broker: RedisServer) -> None:
-    wait_until(lambda: (folder / "ready").exists() and (folder / "alive").exists(), SOON_S, "it takes work")
-    wait_until(touched(folder / "ready"), SOON_S, "its own")
-
-    broker.stop()
-    wait_until(lambda: not (folder / "ready").exists(), SOON_S, "it takes none")
+def test_it_lives_and_takes_work_from_when_redis_comes_until_it_is_told_to_end(
+    probed: Probed, broker: RedisServer
+) -> None:
+    alive, ready = probed.folder / "alive", probed.folder / "ready"
+    wait_until(alive.exists, SOON_S, "it lives")
     for _ in range(3):
-        wait_until(touched(folder / "alive"), YOUNG_S, "it lives on")
-    assert not (folder / "ready").exists()
+        wait_until(touched(alive), YOUNG_S, "it lives on, and waits")
+    assert not ready.exists()
 
     broker.start()
-    wait_until((folder / "ready").exists, SOON_S, "it takes work again")
+    wait_until(ready.exists, SOON_S, "it takes work")
+    for told in (ready, alive, ready):
+        wait_until(touched(told), YOUNG_S, "it lives and takes work on")
 
-
-def test_it_lives_while_it_waits_for_redis_to_come(cluster: Cluster, folder: Path, broker: RedisServer) -> None:
     broker.stop()
-    cluster.env |= {"STRANDLINE_HEALTH_DIR": str(folder)}
-    cluster.begin("worker", "worker")
-    wait_until((folder / "alive").exists, SOON_S, "it lives")
+    wait_until(lambda: not ready.exists(), SOON_S, "it takes none")
     for _ in range(3):
-        wait_until(touched(folder / "alive"), YOUNG_S, "it lives on")
+        wait_until(touched(alive), YOUNG_S, "it lives on")
+    assert not ready.exists()
 
-    assert not (folder / "ready").exists()
+    broker.start()
+    wait_until(ready.exists, SOON_S, "it takes work again")
 
-
-def test_one_whose_main_loop_hangs_is_not_touched(process: Running, folder: Path) -> None:
-    wait_until(touched(folder / "alive"), SOON_S, "it lives")
-    process.send(signal.SIGSTOP)
-    still = touched(folder / "alive")
+    probed.process.send(signal.SIGSTOP)
+    still = touched(alive)
     time.sleep(1.5 * TOUCHED_EVERY_S)  # what must not happen cannot be waited for
-
-    assert not still()
-    process.send(signal.SIGCONT)
+    assert not still(), "its main loop hangs"
+    probed.process.send(signal.SIGCONT)
     wait_until(still, YOUNG_S, "it lives again")
+
+    probed.process.send(signal.SIGTERM)
+    probed.process.wait(SOON_S)
+    assert not ready.exists()
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_by_name(cluster: Cluster, tmp_path: Path) -> None:

@@ -330,6 +330,8 @@ def test_a_full_disk_fails_the_scan_with_that_sentence_and_the_next_completes(
     scanned: tuple[InProcess, Faults], postgres_server: PostgresServer, mounted: Callable[..., Volume]
 ) -> None:
     it, _ = scanned
+    # More than the server itself may let go of meanwhile.
+    build(it.root + b"/more", Dir({b"%03d" % n + b"." * 200: File(b"%d" % n) for n in range(900)}))
     small = mounted("tmpfs", size_mib=64)
     shutil.chown(small.path, postgres_server.user)
     postgres_server.execute(f"CREATE TABLESPACE small LOCATION '{small.path}'")
