@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -33,8 +33,18 @@ class Entry(NamedTuple):
 
 def note(connection: Connection, caller: str, action: str, tenant: str | None, **details: Any) -> None:
     """Write down what is being done. `details` must hold no secret."""
-    said = json.dumps(details, default=_text)
-    connection.execute(_NOTE, {"caller": caller, "action": action, "tenant": tenant, "details": said})
+    note_all(connection, caller, action, [(tenant, details)])
+
+
+def note_all(
+    connection: Connection, caller: str, action: str, some: Sequence[tuple[str | None, Mapping[str, Any]]]
+) -> None:
+    """The same of several: of which tenant, and with which details."""
+    connection.execute(
+        _NOTE,
+        [{"caller": caller, "action": action, "tenant": tenant, "details": json.dumps(details, default=_text)}
+         for tenant, details in some],
+    )  # fmt: skip
 
 
 def _text(value: object) -> str:

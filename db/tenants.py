@@ -78,7 +78,9 @@ class Known(NamedTuple):
 
 _COLUMNS = [tenants.c[name] for name in Tenant.__slots__]
 _BY_NAME = select(*_COLUMNS).where(tenants.c.name == bindparam("called"))
-_KNOWN = select(*(tenants.c[name] for name in Known._fields)).where(tenants.c.name == bindparam("called"))
+_KNOWN = select(*(tenants.c[name] for name in Known._fields)).where(
+    tenants.c.name.in_(bindparam("called", expanding=True))
+)
 
 
 def _tenant(row: RowMapping) -> Tenant:
@@ -218,10 +220,10 @@ def by_name(connection: Connection, name: str) -> Tenant | None:
     return None if row is None else Tenant(*row)
 
 
-def known(connection: Connection, name: str) -> Known | None:
-    """As much of the tenant of that name, if there is one."""
-    row = connection.execute(_KNOWN, {"called": name}).first()
-    return None if row is None else Known(*row)
+def known(connection: Connection, names: Collection[str]) -> Mapping[str, Known]:
+    """As much of the tenants of these names, as far as there are any."""
+    found = [Known(*row) for row in connection.execute(_KNOWN, {"called": list(names)})]
+    return {one.name: one for one in found}
 
 
 def get(connection: Connection, name: str) -> Tenant:

@@ -25,20 +25,45 @@ class AskedBefore(StrandlineError):
     """Something was asked under the same key already: undo everything, and see what that gave."""
 
 
-def ask(connection: Connection, by: str, tenant: Tenant | Known, *, full: bool = False, verify: bool = False,
-        paths: Sequence[bytes] = (), key: Key | None = None) -> tuple[Scan, bool]:  # fmt: skip
-    """A scan for a tenant, as scans.request; and whether it is new. Raises AskedBefore: nearly every key is new, and
+class Asked(NamedTuple):
+    """What is asked of a tenant: as scans.request, and under which key."""
+
+    tenant: Tenant | Known
+    full: bool = False
+    verify: bool = False
+    paths: Sequence[bytes] = ()
+    key: Key | None = None
+
+
+def ask(connection: Connection, by: str, asked: Asked) -> Scan:
+    """A scan for a tenant; see ask_all."""
+    [(scan, _)] = ask_all(connection, by, [asked])
+    return scan
+
+
+def ask_all(connection: Connection, by: str, some: Sequence[Asked]) -> list[tuple[Scan, bool]]:
+    """A scan for each, as scans.request; and whether it is new. Raises AskedBefore: nearly every key is new, and
     looking for it first would cost each request a statement.
     """
-    if paths and verify:
+    found = [_ask(connection, by, asked) for asked in some]
+    notes = [
+        (asked.tenant.name, {"scan": scan.id, "full": asked.full, "verify": asked.verify}
+         | ({"paths": len(asked.paths)} if asked.paths else {}))
+        for asked, (scan, _) in zip(some, found, strict=True)
+    ]  # fmt: skip
+    audit.note_all(connection, by, "scan", notes)
+    return found
+
+
+def _ask(connection: Connection, by: str, asked: Asked) -> tuple[Scan, bool]:
+    if asked.paths and asked.verify:
         raise UsageError("paths and verify exclude each other: give one of them", field="verify")
-    scan, is_new = scans.request(connection, tenant.id, trigger=Trigger.REQUEST, full=full, verify=verify, paths=paths)
-    if key is not None:
-        answered = Answered(tenant.id, scan.id, key.fingerprint, is_new)
-        if not idempotency.keep(connection, by, key.key, answered):
+    scan, is_new = scans.request(connection, asked.tenant.id, trigger=Trigger.REQUEST, full=asked.full,
+                                 verify=asked.verify, paths=asked.paths)  # fmt: skip
+    if asked.key is not None:
+        answered = Answered(asked.tenant.id, scan.id, asked.key.fingerprint, is_new)
+        if not idempotency.keep(connection, by, asked.key.key, answered):
             raise AskedBefore
-    some = {"paths": len(paths)} if paths else {}
-    audit.note(connection, by, "scan", tenant.name, scan=scan.id, full=full, verify=verify, **some)
     return scan, is_new
 
 

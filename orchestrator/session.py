@@ -70,7 +70,7 @@ class Session:
         shards; its id.
         """
         began = traces.now()
-        scan, _ = write(self.engine, asking.ask, CLI, tenant, full=full, verify=verify, paths=paths)
+        scan = write(self.engine, asking.ask, CLI, asking.Asked(tenant, full, verify, paths))
         traces.over("request", scan.id, began, tenant=tenant.name)
         self.tick()
         return scan.id

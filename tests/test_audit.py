@@ -36,7 +36,7 @@ def test_a_command_is_logged_with_what_it_was_given(tmp_path: Path) -> None:
 def test_a_scan_of_some_paths_is_logged_as_such(engine) -> None:
     tenant = add_tenant(engine)
     for paths in ([], [b"a", b"b"]):
-        write(engine, asking.ask, "x", tenant, paths=paths)
+        write(engine, asking.ask, "x", asking.Asked(tenant, paths=paths))
     with reading(engine) as connection:
         some, whole = audit.newest(connection, 2)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from db.scans import Scan
+from db.tenants import Known
 from db.types import StrandlineError
 from orchestrator import asking
 from orchestrator.api.access import Access
@@ -60,24 +61,18 @@ class Enqueuing:
 
     def _together(self, some: Sequence[Asked]) -> Sequence[Enqueued]:
         """Nothing, where one of them spoils it for all."""
-        # In one order, whoever asks, so that two of these do not wait for one another's tenants.
-        order = sorted(range(len(some)), key=lambda place: some[place].name)
-
-        def ask(connection: Connection) -> dict[int, Enqueued]:
-            return {place: _ask(connection, some[place]) for place in order}
-
         try:
-            found = self._access.write(some[0].caller, ask)
+            return self._access.write(some[0].caller, _ask, some)
         except Away:
             raise
         except (Problem, StrandlineError):
             return []
-        return [found[place] for place in range(len(some))]
 
     def _alone(self, one: Asked) -> Enqueued | Exception:
         try:
             try:
-                return self._access.write(one.caller, _ask, one)
+                [found] = self._access.write(one.caller, _ask, [one])
+                return found
             except asking.AskedBefore:
                 with self._access.read(one.caller) as connection:
                     return _asked_before(connection, one)
@@ -85,24 +80,32 @@ class Enqueuing:
             return error
 
 
-def _ask(connection: Connection, one: Asked) -> Enqueued:
-    tenant = known_of(connection, one.caller, one.name)
-    paths = named_paths(tenant.root, _encoded(one.wanted.paths))
-    scan, is_new = asking.ask(
-        connection, one.caller.name, tenant, full=one.wanted.full, verify=one.wanted.verify, paths=paths, key=one.key
-    )  # fmt: skip
-    return Enqueued(scan, is_new, encoded(scan_document(connection, scan, tenant.name)))
+def _ask(connection: Connection, some: Sequence[Asked]) -> Sequence[Enqueued]:
+    caller = some[0].caller
+    known = known_of(connection, caller, {one.name for one in some})
+    # In one order, whoever asks, so that two of these do not wait for one another's tenants.
+    order = sorted(range(len(some)), key=lambda place: some[place].name)
+    found = asking.ask_all(connection, caller.name, [_meant(known[some[place].name], some[place]) for place in order])
+    answers = {
+        place: _enqueued(connection, scan, is_new, some[place].name)
+        for place, (scan, is_new) in zip(order, found, strict=True)
+    }
+    return [answers[place] for place in range(len(some))]
+
+
+def _meant(tenant: Known, one: Asked) -> asking.Asked:
+    try:
+        paths = named_paths(tenant.root, [os.fsencode(path) for path in one.wanted.paths])
+    except UnicodeError:
+        raise Problem(422, "a path holds half a character", field="paths") from None
+    return asking.Asked(tenant, one.wanted.full, one.wanted.verify, paths, one.key)
 
 
 def _asked_before(connection: Connection, one: Asked) -> Enqueued:
     assert one.key is not None
-    tenant = known_of(connection, one.caller, one.name)
-    scan, is_new = asking.asked_before(connection, one.caller.name, tenant, one.key)
-    return Enqueued(scan, is_new, encoded(scan_document(connection, scan, tenant.name)))
+    tenant = known_of(connection, one.caller, [one.name])[one.name]
+    return _enqueued(connection, *asking.asked_before(connection, one.caller.name, tenant, one.key), one.name)
 
 
-def _encoded(paths: Sequence[str]) -> list[bytes]:
-    try:
-        return [os.fsencode(path) for path in paths]
-    except UnicodeError:
-        raise Problem(422, "a path holds half a character", field="paths") from None
+def _enqueued(connection: Connection, scan: Scan, is_new: bool, tenant: str) -> Enqueued:
+    return Enqueued(scan, is_new, encoded(scan_document(connection, scan, tenant)))

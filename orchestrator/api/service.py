@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Request
@@ -30,8 +30,6 @@ from tasks.settings import Settings
 
 if TYPE_CHECKING:  # which asks by what is below
     from orchestrator.api.enqueue import Asked, Enqueued
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +66,19 @@ Who = Annotated[Caller, Depends(admitted)]
 
 def tenant_of(connection: Connection, caller: Caller, name: str) -> Tenant:
     """The tenant of that name. Raises a problem (404), the same for one that is somebody else's."""
-    return _seen(tenants.by_name, connection, caller, name)
-
-
-def known_of(connection: Connection, caller: Caller, name: str) -> Known:
-    """As much of it as most requests need, in half the time."""
-    return _seen(tenants.known, connection, caller, name)
-
-
-def _seen(find: Callable[[Connection, str], T | None], connection: Connection, caller: Caller, name: str) -> T:
-    found = find(connection, name) if NAME.fullmatch(name) else None
+    found = tenants.by_name(connection, name) if NAME.fullmatch(name) else None
     if found is None or not caller.sees(name):
         raise not_found("tenant", name)
+    return found
+
+
+def known_of(connection: Connection, caller: Caller, names: Collection[str]) -> Mapping[str, Known]:
+    """As much of these tenants as most requests need, in half the time. Raises the same."""
+    possible = [name for name in names if NAME.fullmatch(name)]
+    found = tenants.known(connection, possible) if possible else {}
+    for name in names:
+        if name not in found or not caller.sees(name):
+            raise not_found("tenant", name)
     return found
 
 
