@@ -122,6 +122,19 @@ def test_what_dies_in_a_stack_is_started_again(cli: Command, small: bytes) -> No
         assert cli.scan(small)["state"] == "succeeded"
 
 
+def test_in_json_each_line_of_a_stack_is_an_object(cli: Command, small: bytes) -> None:
+    cli.env = {"STRANDLINE_LOG_FORMAT": "json"}
+    with cli.up("--dir", small) as stack:
+        [document] = cli.json("status")
+        os.kill(document["workers"][0]["pid"], signal.SIGKILL)
+        assert stack.stderr.wait_for(b"starting it again", 10)
+        stack.send(signal.SIGINT)
+        lines = [json.loads(line) for line in stack.wait(25).stderr.splitlines()]
+
+    assert {"timestamp", "level", "logger", "event"} <= set.intersection(*map(set, lines))
+    assert {"shard done", "worker ended (status 9), starting it again"} <= {line["event"] for line in lines}
+
+
 def test_once_stops_after_the_first_scan(cli: Command, small: bytes) -> None:
     done = cli.run("up", "--dir", os.fsdecode(small), "--once")
     assert done.returncode == 0, done.stderr
