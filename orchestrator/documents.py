@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from db import changes, named, scan_notes
 from db.changes import Change
+from db.glance import Suspect
 from db.progress import Running
 from db.quarantine import Quarantined
 from db.scans import Scan
@@ -134,6 +135,12 @@ def running_document(running: Running, progress: Progress) -> dict[str, Any]:
         "age_s": round(running.age_s, 1),
         "progress": progress.document(),
     }
+
+
+def suspect_document(one: Suspect) -> dict[str, Any]:
+    """A scan that waits to be confirmed, at a glance."""
+    finished_at = timestamp(one.finished_at)
+    return {"tenant": one.tenant, "scan": one.scan_id, "finished_at": finished_at, "doubt": one.doubt}
 
 
 def change_document(change: Change) -> dict[str, Any]:

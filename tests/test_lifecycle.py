@@ -127,7 +127,7 @@ def test_in_json_each_line_of_a_stack_is_an_object(cli: Command, small: bytes) -
     with cli.up("--dir", small) as stack:
         [document] = cli.json("status")
         os.kill(document["workers"][0]["pid"], signal.SIGKILL)
-        assert stack.stderr.wait_for(b"starting it again", 10)
+        assert stack.stderr.wait_for(b"worker ended (status 9), starting it again", 10)
         stack.send(signal.SIGINT)
         lines = [json.loads(line) for line in stack.wait(25).stderr.splitlines()]
 

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from db import schema
 from db.engine import connect
 from db.types import StrandlineError, UsageError
+from orchestrator.cli.hints import given
 from orchestrator.progress import Reader
 from orchestrator.stack.state import StateFolder
 from tasks import settings as all_settings
@@ -29,7 +30,7 @@ Command = Callable[..., Any]
 
 def state_option(command: Command) -> Command:
     """--state DIR"""
-    return click.option("--state", metavar="DIR", help="Folder of the embedded stack.")(command)
+    return click.option("--state", metavar="DIR", callback=given, help="Folder of the embedded stack.")(command)
 
 
 def json_option(command: Command) -> Command:
