@@ -86,6 +86,21 @@ def test_roots_of_tenants_do_not_overlap(refusing: Command, root: Path) -> None:
     assert tenants_in(refusing.state) == [("outer",)]
 
 
+def test_folders_that_overlap_are_refused_before_anything_is_started(refusing: Command, root: Path) -> None:
+    for words in ([str(root), str(root / "inside")], [f"{root}/inside/", f"{root}/../root"]):
+        refused(refusing.run("up", "--dir", words[0], "--dir", words[1]), f"'{root}/inside'", f"'{root}'", "apart")
+    assert not refusing.state.exists()
+
+
+def test_of_several_folders_none_is_registered_where_one_overlaps_a_tenants(
+    cli: Command, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    assert cli.run("tenant", "add", "outer", str(root)).returncode == 0
+    refused(cli.run("up", "--dir", str(tmp_path / "other"), "--dir", str(root / "inside")), "inside", "outer")
+    assert tenants_in(cli.state) == [("outer",)]
+
+
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "-dash", "x" * 300, "", "ä", "a b", "a\nb"])
 def test_a_bad_tenant_name_is_refused(refusing: Command, root: Path, name: str) -> None:
     if not name.startswith("-"):  # as an argument that would be an option

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -136,9 +137,10 @@ def test_in_json_each_line_of_a_stack_is_an_object(cli: Command, small: bytes) -
 
 
 def test_once_stops_after_the_first_scan(cli: Command, small: bytes) -> None:
-    done = cli.run("up", "--dir", os.fsdecode(small), "--once")
+    done = cli.run("up", "--dir", os.fsdecode(small), "--dir", os.fsdecode(small), "--once")
     assert done.returncode == 0, done.stderr
-    assert "small: succeeded" in done.stdout and "Flower:" in done.stdout
+    addresses, scanned = done.stdout.split("small: succeeded")  # once, though it was named twice
+    assert re.findall(r"^(\w+): +\S+$", addresses, re.MULTILINE) == ["API", "Flower", "Database"] and "files" in scanned
 
 
 def test_the_schedule_scans_by_itself(cli: Command, small: bytes) -> None:
