@@ -77,6 +77,17 @@ def test_an_unreadable_root_is_refused(cli: Command, root: Path) -> None:
             str(root / "inside"), "permission denied")  # fmt: skip
 
 
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("words", [["status"], ["tenant", "list"], ["scan", "."]], ids=" ".join)
+def test_another_users_state_folder_is_refused_in_a_sentence(cli: Command, words: list[str]) -> None:
+    cli.state.mkdir(mode=0o700)
+    os.chown(cli.state, 65534, 65534)
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    done = subprocess.run([*drop, *cli.argv(*words)], capture_output=True, text=True)
+    refused(done, f"the state folder {cli.state} cannot be used: permission denied", "--state")
+    assert "Errno" not in done.stderr
+
+
 @pytest.mark.row(36, "inside or around another tenant's root: refused")
 def test_roots_of_tenants_do_not_overlap(refusing: Command, root: Path) -> None:
     assert refusing.run("tenant", "add", "outer", str(root)).returncode == 0
