@@ -23,7 +23,7 @@ help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: run
-run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 one pass, STATE=folder (.strandline)
+run:  ## Index a folder and follow it: DIR=folder (else a small sample), ONCE=1 one pass, STATE=folder (else STRANDLINE_STATE_DIR, else .strandline)
 	@.ci/venv requirements.lock
 	@exec .ci/up
 

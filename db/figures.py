@@ -102,12 +102,10 @@ def _tiers(connection: Connection, moment: datetime) -> Sequence[OfTier]:
 
 
 def _suspect(connection: Connection) -> dict[str, int]:
-    t, s = tenants.c, scans.c
+    t = tenants.c
     query = (
-        select(t.tier, func.count(t.id.distinct()))
-        .join(scans, s.tenant_id == t.id)
-        .where(s.state == said(ScanState.SUSPECT), s.fence > func.coalesce(t.watermark_fence, 0))
-    )
+        select(t.tier, func.count(t.id.distinct())).join(scans, scans.c.tenant_id == t.id).where(overview.doubted())
+    )  # fmt: skip
     return {tier: int(count) for tier, count in connection.execute(query.group_by(t.tier))}
 
 

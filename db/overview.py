@@ -22,6 +22,7 @@ class Counts(NamedTuple):
     running: int  # scans
     queued: int
     quarantined: int  # entries of trees
+    suspect: int  # tenants whose deletions wait for somebody's word
     backlog: dict[str, int]  # open shards by state
 
 
@@ -45,8 +46,18 @@ def counts(connection: Connection) -> Counts:
     states = (ScanState.RUNNING, ScanState.QUEUED)
     # Each by itself, since each has an index of its own.
     running, queued = (_count(connection, scans.c.state == said(state)) for state in states)
+    suspect = select(func.count(t.id.distinct())).join(scans, scans.c.tenant_id == t.id).where(doubted())
     in_force = or_(quarantine.c.until.is_(None), quarantine.c.until > clock())
-    return Counts(known, resting, late_total, running, queued, _count(connection, in_force), backlog(connection))
+    return Counts(
+        known, resting, late_total, running, queued, _count(connection, in_force),
+        int(connection.execute(suspect).scalar_one()), backlog(connection),
+    )  # fmt: skip
+
+
+def doubted() -> ColumnElement[bool]:
+    """Of scans beside their tenants: it is suspect, and no complete one has followed."""
+    s = scans.c
+    return and_(s.state == said(ScanState.SUSPECT), s.fence > func.coalesce(tenants.c.watermark_fence, 0))
 
 
 def _count(connection: Connection, which: ColumnElement[bool]) -> int:

@@ -25,6 +25,7 @@ LARGE_FILE = ("full", "partial", "skip")
 SMALLEST_LARGE_FILE = 128 << 10
 TIERS = ("priority", "standard", "background")  # what is due of the first is scanned first
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+ALLOWED = "use 1 to 100 letters, digits, '.', '_' or '-', not beginning with '.' or '-'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,7 @@ def check_name(name: str) -> str:
     """The name, if it may be one. Raises UsageError that says what is allowed."""
     if NAME.fullmatch(name) is None:
         shown = name if len(name) <= 60 else name[:57] + "…"
-        raise UsageError(
-            f"tenant name {shown!r} is not allowed: use 1 to 100 letters, digits, '.', '_' or '-', "
-            "not beginning with '.' or '-'",
-            field="name",
-        )
+        raise UsageError(f"tenant name {shown!r} is not allowed: {ALLOWED}", field="name")
     return name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, delete, exists, func, insert, literal, or_, select, update
 
@@ -28,6 +29,18 @@ class Delivery:
     scan_id: str
     since: datetime
     attempts: int
+
+
+class Waiting(NamedTuple):
+    """So many ended `scans` are still to be told; of the first: since when, how often that failed, when it is tried."""
+
+    scans: int
+    since: datetime | None = None
+    attempts: int = 0
+    next_at: datetime | None = None
+
+
+NOTHING = Waiting(0)
 
 
 def get(connection: Connection, tenant_id: int) -> Webhook | None:
@@ -100,7 +113,12 @@ def try_later(connection: Connection, scan_id: str, after_s: float, tried: int =
     connection.execute(query.values(attempts=deliveries.c.attempts + tried, next_at=clock(after_s), claimed_until=None))
 
 
-def count(connection: Connection, tenant_id: int) -> int:
-    """How many ended scans of a tenant are still to be told."""
-    query = select(func.count()).select_from(deliveries).where(deliveries.c.tenant_id == tenant_id)
-    return int(connection.execute(query).scalar_one())
+def waiting(connection: Connection, tenant_id: int) -> Waiting:
+    """What of a tenant is still to be told."""
+    d = deliveries.c
+    first = select(d.since, d.attempts, d.next_at).where(d.tenant_id == tenant_id).order_by(d.n).limit(1)
+    row = connection.execute(first).first()
+    if row is None:
+        return NOTHING
+    count = select(func.count()).select_from(deliveries).where(d.tenant_id == tenant_id)
+    return Waiting(int(connection.execute(count).scalar_one()), *row)

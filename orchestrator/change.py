@@ -70,9 +70,9 @@ def remove_tenant(connection: Connection, by: str, name: str) -> int:
     return known
 
 
-def set_webhook(connection: Connection, by: str, name: str, url: str) -> Webhook:
+def set_webhook(connection: Connection, by: str, name: str, url: str, settings: Settings) -> Webhook:
     """Tell the scans of a tenant that end from now on to an address; with a new secret. Raises UsageError."""
-    webhook = Webhook(checked_url(url), new_secret())
+    webhook = Webhook(checked_url(url, private=settings.webhook_private), new_secret())
     webhooks.put(connection, tenants.get(connection, name).id, webhook)
     audit.note(connection, by, "webhook set", name, host=host_of(url))  # an address may hold a secret
     return webhook

@@ -11,13 +11,14 @@ from sqlalchemy import Connection
 
 from db import changes, named, scan_notes
 from db.changes import Change
+from db.glance import Suspect
 from db.progress import Running
 from db.quarantine import Quarantined
 from db.scans import Scan
 from db.tenants import Tenant
 from db.tree import IndexedFile
 from db.types import ENDED, ScanState
-from db.webhooks import Webhook
+from db.webhooks import Waiting, Webhook
 from orchestrator.progress import Progress
 from tasks.core.breaker import Entry, Key
 from tasks.core.profile import profile_named
@@ -117,9 +118,16 @@ def _asked_for(paths: Sequence[bytes]) -> dict[str, Any]:
     return {"paths": [text_of("path", path) for path in paths[:LISTED_ERRORS]], "paths_total": len(paths)}
 
 
-def webhook_document(webhook: Webhook, waiting: int, *, secret: bool = False) -> dict[str, Any]:
-    """A webhook; `waiting`: so many ended scans are still to be told."""
-    return {"url": webhook.url, "waiting": waiting, **({"secret": webhook.secret} if secret else {})}
+def webhook_document(webhook: Webhook, waiting: Waiting, *, secret: bool = False) -> dict[str, Any]:
+    """A webhook, and what is still to be told to it."""
+    return {
+        "url": webhook.url,
+        "waiting": waiting.scans,
+        "waiting_since": timestamp(waiting.since),
+        "failed_attempts": waiting.attempts,
+        "next_attempt_at": timestamp(waiting.next_at),
+        **({"secret": webhook.secret} if secret else {}),
+    }
 
 
 def running_document(running: Running, progress: Progress) -> dict[str, Any]:
@@ -134,6 +142,12 @@ def running_document(running: Running, progress: Progress) -> dict[str, Any]:
         "age_s": round(running.age_s, 1),
         "progress": progress.document(),
     }
+
+
+def suspect_document(one: Suspect) -> dict[str, Any]:
+    """A scan that waits to be confirmed, at a glance."""
+    finished_at = timestamp(one.finished_at)
+    return {"tenant": one.tenant, "scan": one.scan_id, "finished_at": finished_at, "doubt": one.doubt}
 
 
 def change_document(change: Change) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from itertools import permutations
 
 from db.types import UsageError
 from tasks.core.filesystem import explain
@@ -45,6 +46,19 @@ def _checked(path: bytes, settings: Settings) -> bytes:
         raise UsageError("root '/' is the whole machine; give a folder below it")
     _require_allowed(real, shown, settings)
     return real
+
+
+def apart(roots: Iterable[bytes]) -> list[bytes]:
+    """The roots, each once. Raises UsageError where one holds another."""
+    found = list(dict.fromkeys(roots))
+    for root, other in permutations(found, 2):
+        if below(root, other):
+            raise UsageError(
+                f"root {os.fsdecode(other)!r} lies in root {os.fsdecode(root)!r}; each file may be in one tenant: "
+                "give the outer folder alone, or folders that lie apart",
+                field="root",
+            )
+    return found
 
 
 def below(root: bytes, path: bytes) -> bytes | None:

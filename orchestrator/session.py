@@ -50,6 +50,10 @@ class Session:
         """The tenant of a root, registered if need be. Raises UsageError where name and root do not belong together."""
         return write(self.engine, self._tenant_for, root, name, algorithm)
 
+    def tenants_for(self, roots: Sequence[bytes]) -> list[Tenant]:
+        """The tenants of several roots, all of them or none registered. Raises UsageError."""
+        return write(self.engine, lambda connection: [self._tenant_for(connection, one, None, None) for one in roots])
+
     def _tenant_for(self, connection: Connection, root: bytes, name: str | None, algorithm: str | None) -> Tenant:
         known = tenants.by_root(connection, root) if name is None else tenants.by_name(connection, name)
         if known is not None and known.root != root:

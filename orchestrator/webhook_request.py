@@ -10,13 +10,12 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import ipaddress
 import socket
 
 import httpx
 
 from db.webhooks import Webhook
-from orchestrator.webhook_address import SECRET_PREFIX, WITHIN_S
+from orchestrator.webhook_address import SECRET_PREFIX, WITHIN_S, is_public
 
 
 class Refused(Exception):
@@ -70,13 +69,3 @@ async def _address(host: str, port: int, private: bool) -> str:
     if inner and not private:
         raise Refused(f"{host} is {inner[0]}, which is no public address: STRANDLINE_WEBHOOK_PRIVATE allows that")
     return addresses[0]
-
-
-def is_public(address: str) -> bool:
-    """Is it an address of the internet, and none that only this machine or its network knows?"""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        mapped = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if mapped is not None:
-            return is_public(str(mapped))
-    return found.is_global and not found.is_multicast

@@ -14,6 +14,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import structlog
@@ -85,6 +87,16 @@ def _as_text(_logger: WrappedLogger, _method: str, event: MutableMapping[str, An
     more = "".join(f" {name}={value}" for name, value in event.items() if value or value is False)
     line = f"{str(stamp)[11:23]} {level:<7} {said}  [{logger}]{more}"
     return line if exception is None else f"{line}\n{exception}"
+
+
+def as_object(line: str, name: str) -> str:
+    """A line of the process `name` for a log in JSON: what is an object already stays, all else becomes one."""
+    with suppress(ValueError, RecursionError):
+        if isinstance(json.loads(line), dict):
+            return line
+    at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    told = {"timestamp": at, "level": "warning", "logger": name, "event": clean(line)}
+    return json.dumps(told, ensure_ascii=False)
 
 
 _SHARED: list[Processor] = [

@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     redis_prefix: str = Field(
         "strandline:",
         pattern=r"^[A-Za-z0-9_.:/{}-]{1,100}$",
+        json_schema_extra={"in_words": "use 1 to 100 letters, digits, '_', '.', ':', '/', '-', '{' or '}'"},
         description="what every key in Redis begins with; clusters that share a Redis need different ones",
     )
     redis_sentinel_master: str = Field("mymaster", min_length=1, description="name of the master that sentinels watch")
@@ -113,12 +114,14 @@ class Settings(BaseSettings):
     )
     flower_auth: str = Field(
         "", pattern=r"^$|^[^:,\s]+:[^,\s]+(,[^:,\s]+:[^,\s]+)*$",
+        json_schema_extra={"in_words": "use user:password, several separated by ',', without spaces"},
         description="user:password of Flower, several separated by commas; empty: Flower listens on loopback only",
     )  # fmt: skip
     flower_read_only: bool = Field(True, description="Flower shows, and controls neither workers nor tasks")
     flower_url_prefix: str = Field(
-        "", pattern=r"^[A-Za-z0-9_/-]*$", description="path below which Flower answers, behind a proxy (such as flower)"
-    )
+        "", pattern=r"^[A-Za-z0-9_/-]*$", json_schema_extra={"in_words": "use letters, digits, '_', '-' or '/'"},
+        description="path below which Flower answers, behind a proxy (such as flower)",
+    )  # fmt: skip
     flower_db: str = Field(
         "",
         description="file in which Flower keeps what it saw; empty: in the state folder; none: it keeps nothing",
@@ -164,11 +167,19 @@ def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()
         if str(first["loc"][0]) in SECRET:
-            raise UsageError(f"{name} cannot be used (its value is not shown): {first['msg']}") from None
+            raise UsageError(f"{name} cannot be used (its value is not shown): {_in_words(first)}") from None
         value = first["input"]
         # (It may be an address with its password that was given to the wrong one.)
         shown = without_passwords(value) if isinstance(value, str) else value
-        raise UsageError(f"{name}={shown!r} cannot be used: {first['msg']}") from error
+        raise UsageError(f"{name}={shown!r} cannot be used: {_in_words(first)}") from error
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    """What is allowed: an expression is not for people."""
+    more = Settings.model_fields[str(error["loc"][0])].json_schema_extra
+    if error["type"] == "string_pattern_mismatch" and isinstance(more, dict):
+        return str(more["in_words"])
+    return str(error["msg"])
 
 
 def _content(environment: Mapping[str, str], variable: str) -> str:

@@ -164,6 +164,41 @@ def test_a_key_that_cannot_be_one_is_refused_by_name(api: Api, key: str) -> None
     answer = api.post("/v1/tenants/one/scans", headers={"Idempotency-Key": key.encode("latin-1")})
 
     assert (answer.status_code, answer.json()["field"].lower()) == (422, "idempotency-key")
+    assert "printable ASCII" in answer.json()["detail"]
+
+
+def test_what_is_allowed_is_said_in_words(api: Api) -> None:
+    for body, field, words in (
+        ({"name": "..", "root": "/srv"}, "name", "letters, digits"),
+        ({"name": "x", "root": "/srv", "ignore": ["a\nb"]}, "ignore.0", "line feed"),
+    ):
+        said = problem(api.post("/v1/tenants", json=body), 422, field)
+        assert words in said["detail"] and "^" not in said["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "there"),
+    [
+        ("GET", "/v1/tenants", "after, limit"), ("POST", "/v1/tenants", ""), ("GET", "/v1/tenants/{}", ""),
+        ("POST", "/v1/tenants/{}/scans", ""), ("GET", "/v1/tenants/{}/scans", "after, limit"),
+        ("GET", "/v1/tenants/{}/changes", "limit, since"), ("GET", "/v1/tenants/{}/files", "after, limit, prefix"),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_is_mistyped_is_not_passed_over(
+    api: Api, tenant: str, method: str, path: str, there: str
+) -> None:
+    said = problem(api.ask(method, path.format(tenant), params={"sinse": "x"}), 422, "sinse")
+    assert said["detail"] == f"unknown parameter 'sinse'; there are {there or 'none here'}"
+
+
+def test_no_route_passes_an_unknown_parameter_over(api: Api) -> None:
+    calls = [(method, path) for path, of in api.get("/openapi.json").json()["paths"].items() for method in of]
+    named = {"name": "nobody", "scan": "0", "path": "x"}
+    for method, path in calls:
+        if path.startswith("/v1/"):
+            problem(api.ask(method.upper(), path.format(**named), params={"colour": "red"}), 422, "colour")
+    events = api.ask("GET", "/v1/tenants/x/changes", params={"sinse": ""}, headers={"Accept": "text/event-stream"})
+    problem(events, 422, "sinse")
 
 
 def test_the_same_key_gives_the_same_scan_and_another_request_may_not_use_it(api: Api, tenant: str) -> None:
@@ -347,13 +382,15 @@ def test_without_tokens_another_host_than_loopback_is_refused_by_name(host: str)
 def test_a_webhook_is_set_shown_and_removed_and_its_secret_is_told_once(api: Api, tenant: str) -> None:
     hook = f"/v1/tenants/{tenant}/webhook"
     problem(api.get(hook), 404)
-    for url in ("ftp://x", "http://u:p@x/", "http://"):
+    for url in ("ftp://x", "http://u:p@x/", "http://", "http://127.0.0.1/", "https://localhost/"):
         problem(api.ask("PUT", hook, json={"url": url}), 422, "url")
 
     made = api.ask("PUT", hook, json={"url": "https://x.example/hook"}).json()
 
     assert made["secret"].startswith("whsec_")
-    assert api.get(hook).json() == {"url": "https://x.example/hook", "waiting": 0}
+    assert api.get(hook).json() == {key: value for key, value in made.items() if key != "secret"}
+    assert (made["url"], made["waiting"], made["failed_attempts"]) == ("https://x.example/hook", 0, 0)
+    assert "whsec_" in api.get("/docs").text
     assert api.ask("DELETE", hook).status_code == 204
     problem(api.get(hook), 404)
     assert [action for _, action in logged(api, tenant)] == ["webhook set", "webhook remove"]

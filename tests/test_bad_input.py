@@ -77,6 +77,17 @@ def test_an_unreadable_root_is_refused(cli: Command, root: Path) -> None:
             str(root / "inside"), "permission denied")  # fmt: skip
 
 
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("words", [["status"], ["tenant", "list"], ["scan", "."]], ids=" ".join)
+def test_another_users_state_folder_is_refused_in_a_sentence(cli: Command, words: list[str]) -> None:
+    cli.state.mkdir(mode=0o700)
+    os.chown(cli.state, 65534, 65534)
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    done = subprocess.run([*drop, *cli.argv(*words)], capture_output=True, text=True)
+    refused(done, f"the state folder {cli.state} cannot be used: permission denied", "--state")
+    assert "Errno" not in done.stderr
+
+
 @pytest.mark.row(36, "inside or around another tenant's root: refused")
 def test_roots_of_tenants_do_not_overlap(refusing: Command, root: Path) -> None:
     assert refusing.run("tenant", "add", "outer", str(root)).returncode == 0
@@ -84,6 +95,21 @@ def test_roots_of_tenants_do_not_overlap(refusing: Command, root: Path) -> None:
     refused(refusing.run("scan", str(root / "inside")), "inside", "outer")
     refused(refusing.run("scan", str(root.parent)), "contains", "outer")
     assert tenants_in(refusing.state) == [("outer",)]
+
+
+def test_folders_that_overlap_are_refused_before_anything_is_started(refusing: Command, root: Path) -> None:
+    for words in ([str(root), str(root / "inside")], [f"{root}/inside/", f"{root}/../root"]):
+        refused(refusing.run("up", "--dir", words[0], "--dir", words[1]), f"'{root}/inside'", f"'{root}'", "apart")
+    assert not refusing.state.exists()
+
+
+def test_of_several_folders_none_is_registered_where_one_overlaps_a_tenants(
+    cli: Command, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    assert cli.run("tenant", "add", "outer", str(root)).returncode == 0
+    refused(cli.run("up", "--dir", str(tmp_path / "other"), "--dir", str(root / "inside")), "inside", "outer")
+    assert tenants_in(cli.state) == [("outer",)]
 
 
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "-dash", "x" * 300, "", "ä", "a b", "a\nb"])

@@ -168,6 +168,13 @@ def test_a_password_that_cannot_be_used_is_not_shown(auth: str) -> None:
         load({"STRANDLINE_FLOWER_AUTH": auth})
 
     assert "STRANDLINE_FLOWER_AUTH cannot be used" in str(caught.value) and "w0rd" not in str(caught.value)
+    assert "use user:password" in str(caught.value) and "^" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["REDIS_PREFIX", "FLOWER_URL_PREFIX"])
+def test_what_a_setting_may_be_is_said_in_words(name: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be used: use .*letters, digits"):
+        load({f"STRANDLINE_{name}": "ä"})
 
 
 def test_cookies_are_signed_the_same_after_a_restart() -> None:

@@ -1,6 +1,7 @@
 """The guard: too much gone, or another root, ends a scan suspect and deletes nothing until a person confirms."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def test_most_files_gone_is_suspect_and_confirming_deletes_them(cli: Command, ro
     assert (suspect["state"], suspect["deleted"], suspect["added"]) == ("suspect", 0, 1)
     assert "61 of 100 files are gone (61 %, the limit is 30 %)" in suspect["error"]
     assert f"strandline confirm {suspect['scan']}" in suspect["error"]
-    assert f"\n    {suspect['error']}\n" in cli.run("scans", suspect["tenant"]).stdout
+    assert f"\n    {suspect['error']} --state {cli.state}\n" in cli.run("scans", suspect["tenant"]).stdout
     assert cli.index("most") == before | listing(root)
     assert cli.scan(root, status=1)["state"] == "suspect"  # and it stays so
 
@@ -97,6 +98,46 @@ def test_most_files_gone_is_suspect_and_confirming_deletes_them(cli: Command, ro
     assert apply_feed(feed) == listing(root) and each_change_once(feed)
     assert apply_feed(cli.feed("most", since=first["cursor"]), before) == listing(root)
     assert cli.scan(root)["state"] == "succeeded"
+
+
+def test_status_top_and_the_list_tell_of_a_suspect_scan_until_it_is_confirmed(cli: Command, root: bytes) -> None:
+    cli.scan(root, "--tenant", "doubted")
+    shutil.rmtree(root + b"/most")
+    suspect = cli.scan(root, status=1)["scan"]
+
+    [told] = [one for one in cli.read("status")[0]["suspect"] if one["tenant"] == "doubted"]
+    assert told["scan"] == suspect and told["doubt"].startswith("60 of 100 files are gone")
+    text = cli.run("status").stdout
+    hint = f"strandline confirm {suspect} --state {cli.state}"
+    assert f"doubted: {told['doubt']}. If that is right: {hint}\n" in text
+    counted = cli.read("top", "--once")[0]["suspect"]
+    assert counted >= 1 and f" {counted} suspect" in cli.run("top", "--once").stdout
+    assert listed(cli, "doubted").endswith("  suspect")
+
+    cli.json("confirm", suspect)
+
+    assert "doubted" not in [one["tenant"] for one in cli.read("status")[0]["suspect"]]
+    assert cli.read("top", "--once")[0]["suspect"] == counted - 1
+    assert not listed(cli, "doubted").endswith("  suspect")
+
+
+def listed(cli: Command, name: str) -> str:
+    """The tenant's line."""
+    [line] = [one for one in cli.run("tenant", "list").stdout.splitlines() if one.startswith(f"{name}  ")]
+    return line
+
+
+def test_a_command_that_is_spoken_of_can_be_typed_as_it_stands(cli: Command, root: bytes) -> None:
+    cli.scan(root, "--tenant", "typed")
+    shutil.rmtree(root + b"/most")
+
+    done = cli.run("scan", os.fsdecode(root))
+
+    assert done.returncode == 1
+    [command] = re.findall(r"If that is right: strandline (.*)", done.stdout)
+    assert cli.run(*command.split()[:-2]).returncode == 0 and command.endswith(f" --state {cli.state}")
+    unknown = cli.run("tenant", "show", "typo")
+    assert unknown.returncode == 2 and f"`strandline tenant list --state {cli.state}`" in unknown.stderr
 
 
 def test_confirming_lets_nothing_go_that_went_missing_later(cli: Command, root: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -122,10 +123,25 @@ def test_what_dies_in_a_stack_is_started_again(cli: Command, small: bytes) -> No
         assert cli.scan(small)["state"] == "succeeded"
 
 
+def test_in_json_each_line_of_a_stack_is_an_object(cli: Command, small: bytes) -> None:
+    cli.env = {"STRANDLINE_LOG_FORMAT": "json"}
+    with cli.up("--dir", small) as stack:
+        [document] = cli.json("status")
+        os.kill(document["workers"][0]["pid"], signal.SIGKILL)
+        assert stack.stderr.wait_for(b"worker ended (status 9), starting it again", 10)
+        stack.send(signal.SIGINT)
+        lines = [json.loads(line) for line in stack.wait(25).stderr.splitlines()]
+
+    assert {"timestamp", "level", "logger", "event"} <= set.intersection(*map(set, lines))
+    assert {"shard done", "worker ended (status 9), starting it again"} <= {line["event"] for line in lines}
+
+
 def test_once_stops_after_the_first_scan(cli: Command, small: bytes) -> None:
-    done = cli.run("up", "--dir", os.fsdecode(small), "--once")
+    done = cli.run("up", "--dir", os.fsdecode(small), "--dir", os.fsdecode(small), "--once")
     assert done.returncode == 0, done.stderr
-    assert "small: succeeded" in done.stdout and "Flower:" in done.stdout
+    assert "shutdown" not in done.stderr, "that the worker was told to end is no news"
+    addresses, scanned = done.stdout.split("small: succeeded")  # once, though it was named twice
+    assert re.findall(r"^(\w+): +\S+$", addresses, re.MULTILINE) == ["API", "Flower", "Database"] and "files" in scanned
 
 
 def test_the_schedule_scans_by_itself(cli: Command, small: bytes) -> None:

@@ -13,6 +13,7 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.stack.processes import Child, Logs
 from tasks import logs, repeats
 from tasks.core.escapes import shown
 from tasks.logs import Handler, clean
@@ -216,6 +217,37 @@ def test_ever_different_errors_take_no_more_memory() -> None:
         assert counting.admits(key, 1.0)
 
     assert len(counting._windows) == KNOWN and told == [-1]
+
+
+# What children write
+
+
+def copied(written: bytes, as_json: bool) -> list[str]:
+    """What becomes of it on its way through the parent."""
+    ends, stream = os.pipe(), io.StringIO()
+    os.write(ends[1], written)
+    os.close(ends[1])
+    copying = Logs(stream, as_json)
+    copying.follow(Child("worker", 1, ends[0]))
+    copying.pump(1)
+    copying.pump(1)
+    return stream.getvalue().splitlines()
+
+
+def test_lines_of_children_have_their_name_in_front_and_empty_ones_are_left_out() -> None:
+    assert copied(b"one\n\n  \ntwo\nhalf", as_json=False) == ["worker | one", "worker | two", "worker | half"]
+
+
+def test_in_json_what_a_child_wrote_is_an_object_too() -> None:
+    given = '{"event": "as it was",  "n": 1}'
+    hostile = "[" * 10_000
+    lines = copied(f"{given}\n\nredis://:{SECRET}@h \x1b[31m\n7\n{hostile}\n".encode() + b"\xff", as_json=True)
+
+    first, *made = lines
+    assert first == given
+    found = [json.loads(line) for line in made]
+    assert [one["event"] for one in found] == [r"redis://:***@h \x1b[31m", "7", hostile, r"\xff"]
+    assert {(one["logger"], one["level"], one["timestamp"][-1]) for one in found} == {("worker", "warning", "Z")}
 
 
 # A process

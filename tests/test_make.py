@@ -43,6 +43,24 @@ def test_no_python_is_told_too(clone: Path) -> None:
     assert done.returncode == 2 and "Python 3.11 or newer is needed" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "state"),
+    [
+        ({}, ".strandline"),
+        ({"STRANDLINE_STATE_DIR": "of the environment"}, "of the environment"),
+        ({"STRANDLINE_STATE_DIR": "of the environment", "STATE": "given"}, "given"),
+    ],
+)
+def test_the_state_folder_is_the_one_that_is_given_or_set(clone: Path, given: dict[str, str], state: str) -> None:
+    (clone / ".venv/bin").mkdir(parents=True)
+    python = clone / ".venv/bin/python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "DIR": "/some/folder", "ONCE": "", "STATE": ""} | given
+    done = subprocess.run([".ci/up"], cwd=clone, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-2:] == ["--state", state], done
+
+
 def test_make_alone_lists_every_target(clone: Path) -> None:
     listed = make(clone, "help", sys.executable).stdout
     lines = (ROOT / "Makefile").read_text().splitlines()

@@ -39,7 +39,7 @@ def look(rows: int = 3, name: str = "tenant", **trouble: str) -> Look:
     ]
     behind = [Late(f"{name}-late-{n}", "standard", 3600, None if n else NOW, 90061.0) for n in range(rows)]
     return Look(
-        at=NOW, counts=Counts(10000, 3, 20, 512, 40, 2, {"waiting": 512, "ready": 6000, "leased": 8}),
+        at=NOW, counts=Counts(10000, 3, 20, 512, 40, 2, 5, {"waiting": 512, "ready": 6000, "leased": 8}),
         scans=[(one, seen) for one in running], late=behind,
         workers=[Worker(f"worker-{n}@host", 4, 4711, 3) for n in range(rows)], trouble=trouble,
     )  # fmt: skip
@@ -165,7 +165,7 @@ def test_everything_is_counted(engine: Engine) -> None:
     claimed(engine, start_scan(engine, two, 3))
     with writing(engine) as connection:
         found = counts(connection)
-    assert found[:6] == (2, 1, 0, 1, 0, 0)
+    assert found[:7] == (2, 1, 0, 1, 0, 0, 0)
     assert (found.backlog["waiting"], found.backlog["leased"]) == (1, 1)
 
 

@@ -21,8 +21,9 @@ from db.types import Trigger, UsageError
 from db.webhooks import Webhook
 from orchestrator import webhook_request
 from orchestrator import webhooks as telling
-from orchestrator.webhook_address import checked_url, host_of, new_secret
-from orchestrator.webhook_request import Refused, is_public, post, signature
+from orchestrator.documents import webhook_document
+from orchestrator.webhook_address import checked_url, host_of, is_public, new_secret
+from orchestrator.webhook_request import Refused, post, signature
 from tasks.redis import webhooks as hosts
 from tests import field as fields
 from tests.command import Command
@@ -104,7 +105,23 @@ def test_who_is_not_there_is_said_so() -> None:
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="webhook"):
-        checked_url(url)
+        checked_url(url, private=True)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "hook.localhost", "10.1.2.3:8080", "[::1]", "[::ffff:10.0.0.1]", "169.254.169.254"],
+)
+def test_an_address_that_would_be_refused_later_is_refused_at_once(host: str) -> None:
+    url = f"http://{host}/hook"
+    with pytest.raises(UsageError, match=r"no public address.*STRANDLINE_WEBHOOK_PRIVATE=true"):
+        checked_url(url, private=False)
+    assert checked_url(url, private=True) == url
+
+
+def test_a_name_and_a_public_address_are_taken() -> None:
+    for url in ("https://example.com/hook", "https://93.184.216.34/", "https://localhost.example.com/"):
+        assert checked_url(url, private=False) == url
 
 
 @given(st.integers(0, 10_000))
@@ -201,6 +218,11 @@ def test_after_an_hour_away_all_is_told_in_order_and_no_id_is_new(it: World, its
             ids.append(it.scan().id)
         tell(it)
     tried = len(its.received)
+    with reading(it.engine) as connection:
+        tenant_id = scans.get(connection, ids[0]).tenant_id
+        shown = webhook_document(Webhook(its.url, SECRET), webhooks.waiting(connection, tenant_id))
+    assert (shown["waiting"], shown["failed_attempts"]) == (len(ids), tried)
+    assert shown["waiting_since"] < shown["next_attempt_at"]
     assert 5 < tried < 15, "less and less often"
     assert {one.id for one in its.received} == {ids[0]}, "in order"
 
@@ -260,8 +282,10 @@ def test_the_command_sets_shows_and_removes_one(cli: Command, tmp_path: Path) ->
     [made] = cli.json("webhook", "set", "hooked", "https://x.example/hook")
 
     assert made["url"] == "https://x.example/hook" and made["secret"].startswith("whsec_")
-    assert cli.json("webhook", "show", "hooked") == [{"url": made["url"], "waiting": 0}]
+    assert cli.json("webhook", "show", "hooked") == [{key: made[key] for key in made if key != "secret"}]
     assert cli.run("webhook", "remove", "hooked").returncode == 0
     refused = cli.run("webhook", "show", "hooked")
     assert refused.returncode == 2 and "'hooked' has no webhook" in refused.stderr
     assert cli.run("webhook", "set", "hooked", "ftp://x").returncode == 2
+    private = cli.run("webhook", "set", "hooked", "http://127.0.0.1:1/")
+    assert private.returncode == 2 and "STRANDLINE_WEBHOOK_PRIVATE" in private.stderr

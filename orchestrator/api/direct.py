@@ -11,13 +11,14 @@ from fastapi.responses import Response
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from orchestrator.api import patterns
 from orchestrator.api.limits import admitted
 from orchestrator.api.models import ScanRequest
 from orchestrator.api.problems import Problem, invalid, problem_of
-from orchestrator.api.scans import KEY_PATTERN, request_scan
+from orchestrator.api.scans import request_scan
 
 _PATH = re.compile(r"/v1/tenants/([^/]+)/scans")
-_KEY = TypeAdapter(Annotated[str, StringConstraints(pattern=KEY_PATTERN)])
+_KEY = TypeAdapter(Annotated[str, StringConstraints(pattern=patterns.KEY)])
 _BODY = TypeAdapter(ScanRequest | None)
 
 
@@ -56,5 +57,5 @@ async def _read_and_ask(request: Request, name: str) -> Response:
 
 def _invalid(where: str, error: ValidationError, *field: str) -> Problem:
     """The same as from FastAPI."""
-    found = error.errors(include_url=False, include_input=False, include_context=False)
+    found = error.errors(include_url=False, include_input=False)
     return invalid(RequestValidationError([one | {"loc": (where, *field, *one["loc"])} for one in found]))

@@ -135,7 +135,19 @@ def _hostname(url: str) -> str:
 
 
 async def admitted(request: Request) -> Caller:
-    """Who asks, and has not asked too often: for a route to depend on."""
+    """Who asks, has not asked too often, and asks for nothing that there is not: for a route to depend on."""
     caller = authenticated(request)
     request.app.state.buckets.require(caller)
+    _require_known_parameters(request)
     return caller
+
+
+def _require_known_parameters(request: Request) -> None:
+    """What is mistyped must not be passed over: `?sinse=` would be answered from the beginning."""
+    # (What is read past FastAPI is at no route yet, and has no parameters.)
+    route = request.scope.get("route")
+    known = sorted(one.alias for one in route.dependant.query_params) if route is not None else []
+    for name in request.query_params:
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else "there are none here"
+            raise Problem(422, f"unknown parameter {name[:100]!r}; {there}", field=name[:100])

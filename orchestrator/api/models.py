@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from db.tenants import ALGORITHMS, LARGE_FILE, SMALLEST_LARGE_FILE, TIERS
 from db.types import FileType, Kind, ScanState, Strategy, Trigger
+from orchestrator.api import patterns
 
 Item = TypeVar("Item")
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
-Pattern = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00\n]*$")]
+Name = Annotated[str, StringConstraints(pattern=patterns.NAME)]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=patterns.LINE)]
 BIGGEST = 2**63 - 1
 
 SCAN = "01a1fdb8-f35d-7bf1-930d-64e01096fc6e"
@@ -94,11 +95,25 @@ class NewWebhook(BaseModel):
 class WebhookDocument(BaseModel):
     """Where ended scans are told: by POST, signed as Standard Webhooks has it (standardwebhooks.com)."""
 
-    model_config = _shown({"url": "https://example.com/hook", "waiting": 0})
+    model_config = _shown({"url": "https://example.com/hook", "waiting": 2, "waiting_since": AT, "failed_attempts": 3,
+                           "next_attempt_at": AT})  # fmt: skip
 
     url: str
     waiting: int = Field(description="ended scans that are still to be told")
-    secret: str | None = Field(None, description="what signs; shown where it is made, and never again")
+    waiting_since: str | None = Field(description="when the first of them ended")
+    failed_attempts: int = Field(
+        description="how often it was tried to tell that; the workers' logs say what was wrong"
+    )
+    next_attempt_at: str | None = Field(description="when it is tried next")
+
+
+class MadeWebhook(WebhookDocument):
+    """The same where it is made."""
+
+    model_config = _shown({"url": "https://example.com/hook", "waiting": 0, "waiting_since": None, "failed_attempts": 0,
+                           "next_attempt_at": None, "secret": "whsec_UVD3kUpIRJiCwTyvIr2CdtUi35QiBDgq"})  # fmt: skip
+
+    secret: str = Field(description="what signs; shown where it is made, and never again")
 
 
 class FieldError(BaseModel):

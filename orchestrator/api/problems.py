@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from db.failures import Failure, failure_of
 from db.types import Conflict, CursorLost, DatabaseError, StrandlineError, Unknown, UsageError
+from orchestrator.api import patterns
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +119,14 @@ def install(api: FastAPI) -> None:
 
 def invalid(error: RequestValidationError) -> Problem:
     """Which fields cannot be used, and why; the values themselves are not sent back."""
-    found = [{"field": _field(one["loc"]), "detail": str(one["msg"])} for one in error.errors()]
+    found = [{"field": _field(one["loc"]), "detail": _in_words(one)} for one in error.errors()]
     first = found[0]
     return Problem(422, f"{first['field']}: {first['detail']}", field=first["field"], errors=found)
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    """An expression is for programs."""
+    return patterns.IN_WORDS.get(error.get("ctx", {}).get("pattern"), str(error["msg"]))
 
 
 def _field(location: tuple[int | str, ...]) -> str:

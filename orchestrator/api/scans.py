@@ -15,7 +15,7 @@ from db import progress, scans
 from db.scans import Scan
 from db.types import ScanState
 from orchestrator import asking
-from orchestrator.api import events
+from orchestrator.api import events, patterns
 from orchestrator.api.docs import events as events_content
 from orchestrator.api.docs import problems
 from orchestrator.api.enqueue import Asked
@@ -32,9 +32,6 @@ _JOINED: dict[int | str, dict[str, Any]] = {
 }
 
 
-KEY_PATTERN = r"^[\x20-\x7e]{1,255}$"
-
-
 @router.post("/tenants/{name}/scans", status_code=202, response_model=ScanDocument,
              responses={**_JOINED, **problems(404, 409)})  # fmt: skip
 async def request_scan(
@@ -44,7 +41,7 @@ async def request_scan(
     body: Annotated[ScanRequest | None, Body()] = None,
     idempotency_key: Annotated[
         str | None,
-        Header(pattern=KEY_PATTERN, description="asking again with the same key within a day gives the same scan"),
+        Header(pattern=patterns.KEY, description="asking again with the same key within a day gives the same scan"),
     ] = None,
 ) -> Response:
     """Ask for a scan: a new one, or the one that is queued already, widened. One that runs is not joined."""

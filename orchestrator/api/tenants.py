@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from db import tenants
 from orchestrator import change
+from orchestrator.api import patterns
 from orchestrator.api.auth import require_admin
 from orchestrator.api.docs import problems
 from orchestrator.api.models import NewTenant, Page, TenantChange, TenantDocument
@@ -28,7 +29,7 @@ router = APIRouter(prefix="/v1/tenants", tags=["tenants"])
 def list_tenants(
     service: Here,
     caller: Who,
-    after: Annotated[str, Query(max_length=100, pattern=r"^[^\x00]*$", description="`next` of the page before")] = "",
+    after: Annotated[str, Query(max_length=100, pattern=patterns.NO_NUL, description="`next` of the page before")] = "",
     limit: Annotated[int, Query(ge=1, le=1000, description="at most so many")] = 100,
 ) -> Response:
     """Tenants by name."""

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import click
 
 from db.types import StrandlineError
+from orchestrator.cli.hints import typed
 from tasks import wanted
 
 # command → (module, function); the order is that of --help.
@@ -73,7 +74,7 @@ def main() -> None:
         if sys.stdout is not None:  # as after `>&-`
             sys.stdout.flush()
     except StrandlineError as error:
-        click.echo(f"strandline: {error}", err=True)
+        click.echo(f"strandline: {typed(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

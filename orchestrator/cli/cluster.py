@@ -7,7 +7,7 @@ from typing import Any
 import click
 from sqlalchemy import Engine
 
-from db import overview, progress, quarantine, scans, tenants
+from db import glance, overview, progress, quarantine, scans, tenants
 from db.engine import reading
 from db.types import ScanState, StrandlineError
 from orchestrator.amounts import human
@@ -19,15 +19,17 @@ from orchestrator.cli.common import (
     progress_reader,
     refuse_unknown_state,
     settings_of,
+    shown,
     state_option,
 )
+from orchestrator.cli.hints import typed
 from orchestrator.cli.live import progress_text
-from orchestrator.documents import running_document
+from orchestrator.documents import running_document, suspect_document
 from orchestrator.progress import Progress, Reader
 from orchestrator.stack.state import StateFolder
 from tasks import settings as all_settings
 
-# Running scans that are told of one by one: those longest under way.
+# Running scans that are told of one by one, those longest under way; and suspect ones, the latest.
 SHOWN = 100
 
 
@@ -58,6 +60,7 @@ def status(with_memory: bool, state: str | None, as_json: bool) -> None:
                 "queued": [names[scan.tenant_id] for scan in scans.in_state(connection, ScanState.QUEUED)],
                 "backlog": overview.backlog(connection),
                 "quarantined": len(quarantine.listed_of_all(connection)),
+                "suspect": [suspect_document(one) for one in glance.suspects(connection, SHOWN, None)],
             }
         with progress_reader(settings, engine) as reader:
             document["scans"] = running_scans(engine, reader, SHOWN)
@@ -77,10 +80,12 @@ def status(with_memory: bool, state: str | None, as_json: bool) -> None:
         if isinstance(value, dict):
             value = ", ".join(_pair(name, one) for name, one in value.items())
         elif isinstance(value, list):
-            value = ", ".join(one["name"] if isinstance(one, dict) else one for one in value) or "none"
+            value = ", ".join(map(_name, value)) or "none"
         click.echo(f"{key:<12} {'-' if value is None else value}")
     for one in document["scans"]:
         click.echo(f"{one['tenant']}: {one['age_s']:.0f} s, {progress_text(Progress(**one['progress']))}")
+    for one in document["suspect"]:
+        click.echo(typed(f"{one['tenant']}: {shown(one['doubt'])}. If that is right: strandline confirm {one['scan']}"))
     for one in document.get("memory", ()):
         _show_memory(one)
 
@@ -91,6 +96,10 @@ def running_scans(engine: Engine, reader: Reader, limit: int) -> list[dict[str, 
         running = progress.running(connection, limit)
     found = reader.of(running)
     return [running_document(one, found[one.scan_id]) for one in running]
+
+
+def _name(one: Any) -> str:
+    return str(one.get("name") or one["tenant"]) if isinstance(one, dict) else str(one)
 
 
 def _pair(name: str, value: Any) -> str:

@@ -16,8 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from db import schema
 from db.engine import connect
 from db.types import StrandlineError, UsageError
+from orchestrator.cli.hints import given
 from orchestrator.progress import Reader
-from orchestrator.stack.state import StateFolder
+from orchestrator.stack.state import StateFolder, refusal
 from tasks import settings as all_settings
 from tasks.core.escapes import shown as shown
 from tasks.redis.connection import Address
@@ -29,7 +30,7 @@ Command = Callable[..., Any]
 
 def state_option(command: Command) -> Command:
     """--state DIR"""
-    return click.option("--state", metavar="DIR", help="Folder of the embedded stack.")(command)
+    return click.option("--state", metavar="DIR", callback=given, help="Folder of the embedded stack.")(command)
 
 
 def json_option(command: Command) -> Command:
@@ -125,5 +126,12 @@ def refuse_unknown_state(settings: Settings) -> None:
     """A command that only reads must not make an empty state folder for a mistyped --state."""
     from pathlib import Path
 
-    if not settings.database_url and not (Path(settings.state_dir) / "strandline.db").exists():
+    if settings.database_url:
+        return
+    folder = Path(settings.state_dir)
+    try:
+        is_known = (folder / "strandline.db").exists()
+    except OSError as error:  # as of another user's
+        raise UsageError(refusal(folder, error)) from error
+    if not is_known:
         raise UsageError(f"nothing was ever scanned into {settings.state_dir}; see --state")

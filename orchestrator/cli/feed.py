@@ -29,6 +29,7 @@ from orchestrator.cli.common import (
     shown,
     state_option,
 )
+from orchestrator.cli.hints import typed
 from orchestrator.cli.live import progress_text
 from orchestrator.documents import change_document, file_document, scan_document
 
@@ -68,7 +69,7 @@ def scans(name: str, limit: int, state: str | None, as_json: bool) -> None:
                 f"  {d['files']:,} files  +{d['added']:,} ~{d['modified']:,} -{d['deleted']:,} >{d['moved']:,}"
             )
             if d["error"]:
-                click.echo(f"    {d['error']}")
+                click.echo(f"    {typed(d['error'])}")
 
 
 @click.command()
@@ -178,4 +179,4 @@ def explain(name: str, path: str, state: str | None, as_json: bool) -> None:
         print_json(document)
     else:
         click.echo(f"{escaped(path_bytes(path))}: {document['status']}")
-        click.echo(f"  {shown(document['explanation'])}")
+        click.echo(f"  {shown(typed(document['explanation']))}")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from orchestrator.amounts import human
+from orchestrator.cli.hints import typed
 from orchestrator.progress import Progress
 
 
@@ -71,7 +72,7 @@ def summary(document: dict[str, Any]) -> None:
         f"{d['hashed_files']:,} hashed ({human(d['hashed_bytes'])})"
     )
     if d["error"]:
-        click.echo(f"  {d['error']}")
+        click.echo(f"  {typed(d['error'])}")
     if d["silent_changes"]:
         click.echo(
             f"  {d['silent_changes']:,} of {d['verified_files']:,} verified files had changed under an equal stat"

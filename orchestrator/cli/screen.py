@@ -98,7 +98,7 @@ def _header(look: Look, silent_s: int) -> list[str]:
     if look.counts is not None:
         c, backlog = look.counts, look.counts.backlog
         lines += [
-            f"tenants {c.tenants:,}, {c.late_total:,} late, {c.paused:,} paused",
+            f"tenants {c.tenants:,}, {c.late_total:,} late, {c.paused:,} paused, {c.suspect:,} suspect",
             f"scans   {c.running:,} running, {c.queued:,} queued; {c.quarantined:,} entries in quarantine",
             f"shards  {backlog['ready']:,} ready, {backlog['leased']:,} leased, {backlog['waiting']:,} waiting",
         ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from db import tenants
+from db import glance, tenants
 from db.audit import CLI
 from db.engine import patient, reading, write
 from db.tenants import ALGORITHMS, LARGE_FILE, TIERS
@@ -112,11 +112,12 @@ def list_(state: str | None, as_json: bool) -> None:
     refuse_unknown_state(settings)
     with database(settings) as engine, reading(engine) as connection:
         found = tenants.list_all(connection)
+        doubted = {one.tenant for one in glance.suspects(connection, len(found), None)}
     for one in found:
         if as_json:
             print_json(tenant_document(one))
         else:
-            state_ = "" if one.enabled else "  paused"
+            state_ = ("" if one.enabled else "  paused") + ("  suspect" if one.name in doubted else "")
             click.echo(f"{one.name}  {escaped(one.root)}  every {one.interval_s} s  {one.tier}{state_}")
 
 

@@ -17,7 +17,7 @@ from orchestrator.cli.common import path_bytes, settings_of, spoken, state_optio
 from orchestrator.cli.live import progress_line, summary
 from orchestrator.cli.scan import CANCEL_WITHIN_S
 from orchestrator.documents import scan_document
-from orchestrator.roots import checked_root
+from orchestrator.roots import apart, checked_root
 from orchestrator.session import Session
 from orchestrator.stack import flower
 from orchestrator.stack.embedded import Stack, default_workers, running_stack
@@ -43,7 +43,7 @@ def up(
     """
     settings = settings_of(state, workers=workers, api_host=host, api_port=port)
     flower.check(settings, settings.api_host)
-    roots = [checked_root(path_bytes(path), settings) for path in paths]
+    roots = apart(checked_root(path_bytes(path), settings) for path in paths)
     if once and not roots:
         raise UsageError("--once needs a --dir to scan")
     folder = StateFolder(settings.state_dir)
@@ -70,13 +70,12 @@ def up(
 def _serve(stack: Stack, roots: list[bytes], once: bool) -> int:
     talking = Session(stack.app, stack.settings, stack.pump, patient=True)
     try:
-        failed = False
-        for root in roots:
-            tenant = talking.tenant_for(root, None)
-            failed |= _first_scan(talking, tenant).state != ScanState.SUCCEEDED
+        failed, found = False, talking.tenants_for(roots)
         _say(f"API:      {stack.api}")
         _say(f"Flower:   {stack.flower}")
         _say(f"Database: {without_passwords(stack.settings.database_url)}")
+        for tenant in found:
+            failed |= _first_scan(talking, tenant).state != ScanState.SUCCEEDED
         if once:
             stack.drain()
             return 1 if failed else 0

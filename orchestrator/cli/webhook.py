@@ -38,8 +38,8 @@ def set_(name: str, url: str, state: str | None, as_json: bool) -> None:
     settings = settings_of(state)
     refuse_unknown_state(settings)
     with database(settings) as engine:
-        made = write(engine, change.set_webhook, CLI, name, url)
-    _show(webhook_document(made, 0, secret=True), as_json)
+        made = write(engine, change.set_webhook, CLI, name, url, settings)
+    _show(webhook_document(made, webhooks.NOTHING, secret=True), as_json)
 
 
 @webhook.command()
@@ -47,7 +47,7 @@ def set_(name: str, url: str, state: str | None, as_json: bool) -> None:
 @state_option
 @json_option
 def show(name: str, state: str | None, as_json: bool) -> None:
-    """Who is told of tenant NAME, and how many ended scans still are to be.
+    """Who is told of tenant NAME, how many ended scans still are to be, and what was tried for the first of them.
 
     \b
     Example: strandline webhook show notes
@@ -56,7 +56,7 @@ def show(name: str, state: str | None, as_json: bool) -> None:
     refuse_unknown_state(settings)
     with database(settings) as engine, reading(engine) as connection:
         tenant = tenants.get(connection, name)
-        found, waiting = webhooks.get(connection, tenant.id), webhooks.count(connection, tenant.id)
+        found, waiting = webhooks.get(connection, tenant.id), webhooks.waiting(connection, tenant.id)
     if found is None:
         raise UsageError(f"tenant {name!r} has no webhook; `strandline webhook set` gives it one")
     _show(webhook_document(found, waiting), as_json)
@@ -83,4 +83,4 @@ def _show(document: dict[str, Any], as_json: bool) -> None:
         print_json(document)
         return
     for key, value in document.items():
-        click.echo(f"{key:<10}{value}")
+        click.echo(f"{key:<17}{'-' if value is None else value}")

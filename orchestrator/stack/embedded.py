@@ -54,7 +54,7 @@ class Stack:
         self._children: dict[str, Child] = {}
         self._starters: dict[str, Callable[[], Child]] = {}
         self._restart_at: dict[str, float] = {}
-        self._logs = Logs(sys.stderr)
+        self._logs = Logs(sys.stderr, self.settings.log_format == "json")
         self.app: App = make_app(self.settings)
         self.flower: str | None = None
         self.api: str | None = None
@@ -132,7 +132,7 @@ class Stack:
             if child.alive():
                 continue
             if name not in self._restart_at:
-                print(f"strandline: {name} ended (status {child.status}), starting it again", file=sys.stderr)  # noqa: T201
+                self._logs.say(f"{name} ended (status {child.status}), starting it again")
                 self._restart_at[name] = now + RESTART_AFTER_S
             elif now >= self._restart_at[name]:
                 del self._restart_at[name]

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
-from tasks import traces
+from tasks import logs, traces
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -147,10 +147,12 @@ def _started(name: str, pid: int, ends: tuple[int, int] | None) -> Child:
 
 
 class Logs:
-    """Copies the children's lines to a stream, each with the name of its process in front."""
+    """Copies the children's lines to a stream, but empty ones: each with the name of its process in front, or as JSON,
+    each an object.
+    """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, as_json: bool) -> None:
+        self._stream, self._as_json = stream, as_json
         # On a terminal a line of live progress may stand where the log goes on: it is written anew soon.
         self._clear = "\r\x1b[K" if stream.isatty() else ""
         self._selector = selectors.DefaultSelector()
@@ -175,11 +177,19 @@ class Logs:
                 child.output = None
             self._write(child.name, data)
 
+    def say(self, said: str) -> None:
+        """A line of our own."""
+        self._line("strandline", f"strandline: {said}", said)
+
     def _write(self, name: str, data: bytes) -> None:
         *lines, rest = (self._partial.get(name, b"") + data).split(b"\n")
         if not data and rest:
             lines, rest = [*lines, rest], b""
         self._partial[name] = rest
-        for line in lines:
-            self._stream.write(f"{self._clear}{name:<7}| {line.decode('utf-8', 'backslashreplace')}\n")
+        for line in filter(bytes.strip, lines):
+            said = line.decode("utf-8", "backslashreplace")
+            self._line(name, f"{name:<7}| {said}", said)
+
+    def _line(self, name: str, text: str, said: str) -> None:
+        self._stream.write(f"{self._clear}{logs.as_object(said, name) if self._as_json else text}\n")
         self._stream.flush()

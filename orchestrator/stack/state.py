@@ -42,7 +42,7 @@ class StateFolder:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._check()
         except OSError as error:
-            raise UsageError(_refusal(self.path, error)) from error
+            raise UsageError(refusal(self.path, error)) from error
 
     def _check(self) -> None:
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -80,7 +80,7 @@ class StateFolder:
         try:
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise UsageError(_refusal(self.path, error)) from error
+            raise UsageError(refusal(self.path, error)) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,7 +103,7 @@ class StateFolder:
             part.write_text(json.dumps(asdict(running)))
             part.replace(self.path / "stack.json")
         except OSError as error:
-            raise UsageError(_refusal(self.path, error)) from error
+            raise UsageError(refusal(self.path, error)) from error
 
     def running(self) -> Running | None:
         """The stack that runs on this folder, if one does and is ready."""
@@ -124,7 +124,8 @@ class StateFolder:
         return Path(tempfile.mkdtemp(prefix="strandline-")) / name
 
 
-def _refusal(path: Path, error: OSError) -> str:
+def refusal(path: Path, error: OSError) -> str:
+    """Why a state folder cannot be used, and what to do."""
     if error.errno == errno.ENOSPC:
         return f"the state folder {path} is on a full disk: make room, or choose another folder with --state"
     reason = os.strerror(error.errno).lower() if error.errno else str(error)
