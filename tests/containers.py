@@ -5,6 +5,7 @@ here reaches, or is seen from, elsewhere. `python -m tests.containers` tries whe
 """
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -118,12 +119,17 @@ class Stack:
         """A command in the API's container, as whoever operates it would give it."""
         return self.execute("api", "strandline", *words)
 
-    def sql(self, query: str) -> Any:
-        """The one value that the database answers."""
+    @functools.cached_property
+    def database(self) -> str:
+        """Where it is reached from here, until it is started anew."""
         networks = self.inspect(self.containers("postgres")[0])["NetworkSettings"]["Networks"]
         password = (self.folder / "secrets" / "postgres_password").read_text().strip()
-        address = f"host={networks['strandline_inside']['IPAddress']} user=strandline dbname=strandline"
-        with psycopg.connect(address, password=password) as connection:
+        address = networks["strandline_inside"]["IPAddress"]
+        return f"host={address} user=strandline dbname=strandline password={password}"
+
+    def sql(self, query: str) -> Any:
+        """The one value that the database answers."""
+        with psycopg.connect(self.database) as connection:
             [value] = connection.execute(query).fetchone() or [None]
         return value
 
@@ -178,7 +184,7 @@ def service(stack: Stack) -> Iterator[None]:
 def _check_health(stack: Stack, over: threading.Event) -> None:
     """(Each check takes a fifth of a second of a processor: three seconds apart until one is healthy, and ten then.)"""
     due_s: dict[str, float] = {}
-    while not over.wait(0.5):
+    while not over.wait(1):
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             for one in stack.ask("/containers/json"):
                 if time.monotonic() >= due_s.setdefault(one["Id"], time.monotonic() + 1):
