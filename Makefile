@@ -46,8 +46,7 @@ storm:  ## Let all faults come again and again while all trees change, and compa
 .PHONY: containers
 containers:  ## Build the image and run compose/compose.yaml in containers by podman, apart from all else (needs root; ARGS as above)
 	@.ci/venv requirements-test.lock
-	@.ci/images build/images
-	@exec unshare --net --mount --propagation private .venv/bin/pytest -m containers -s $(ARGS)
+	@exec .ci/containers $(ARGS)
 
 .PHONY: test-large
 test-large:  ## Run the tests that take two hours: a million files, thousands of examples; ARGS as above

@@ -38,7 +38,7 @@ def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             content = answer.read().decode()
-            return json.loads(content) if "json" in answer.headers["Content-Type"] else content
+            return json.loads(content) if "json" in answer.headers.get("Content-Type", "") else content
     except urllib.error.HTTPError as error:
         sys.exit(f"smoke: {method} {path}: {error.code} {error.read().decode(errors='replace')}")
 

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+from tests import containers
+
 
 def mounting(command: str) -> list[str]:
     """A trial mount in a namespace of its own, of which nothing is left."""
@@ -36,6 +38,8 @@ TRIALS = {
     "pgbouncer": ["pgbouncer", "--version"],
     "chromium": ["/usr/bin/chromium", "--version"],
     "history": ["git", "-C", os.path.dirname(__file__), "cat-file", "-e", f"{FORMER}^{{commit}}"],
+    "compose": [str(containers.IMAGES / "docker-compose"), "version"],
+    "containers": [sys.executable, "-m", "tests.containers"],
     "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],
     "memory cgroup": [sys.executable, "-m", "tests.cgroups", "memory"],
     "pids cgroup": [sys.executable, "-m", "tests.cgroups", "pids"],
