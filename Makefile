@@ -33,10 +33,14 @@ test:  ## Run the tests: ARGS="-k feed -x" goes to pytest (-n 0: one by one), RE
 	@exec .venv/bin/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
 .PHONY: chaos
-chaos:  ## Run the tests that kill, hang, cut and fill servers and processes under a running cluster (ARGS as above); then storm
-	@.ci/venv requirements-test.lock
-	@.venv/bin/pytest -m chaos --numprocesses $(FEWER) --dist worksteal $(ARGS)
+chaos:  ## Run faults (ARGS as above), then storm
+	@$(MAKE) faults
 	@$(MAKE) storm
+
+.PHONY: faults
+faults:  ## Run the tests that kill, hang, cut and fill servers and processes under a running cluster: ARGS as above
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/pytest -m chaos --numprocesses $(FEWER) --dist worksteal $(ARGS)
 
 .PHONY: storm
 storm:  ## Let all faults come again and again while all trees change, and compare: MINUTES=10, SEED=number (else any; printed)
