@@ -32,7 +32,8 @@ def merge(connection: Connection, table: Table, columns: Sequence[str], rows: Se
     if connection.dialect.name == "sqlite":
         marks = ", ".join([*["?"] * len(columns), *texts.values()])
         statement = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {on_conflict}"
-        connection.exec_driver_sql(statement, [tuple(row) for row in rows])
+        for first in range(0, len(rows), COPY_FROM_ROWS):  # what the rows make of themselves is large
+            connection.exec_driver_sql(statement, [tuple(row) for row in rows[first : first + COPY_FROM_ROWS]])
     elif len(rows) >= COPY_FROM_ROWS:
         stage = f"stage_{table.name}"
         _copy(connection, table, stage, columns, rows)
