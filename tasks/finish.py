@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import redis
-import structlog
 from celery import current_app, shared_task
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -29,6 +28,7 @@ from tasks.keeper import Keeper
 from tasks.lease import Holder
 from tasks.redis import watermark
 from tasks.scan_shard import peak_memory_bytes
+from tasks.structured import structlog
 from tasks.trouble import carried, claimed, database_failed, give_back
 
 log = logging.getLogger(__name__)

@@ -18,14 +18,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-import structlog
 from celery import signals
-from structlog.stdlib import ProcessorFormatter
-from structlog.types import EventDict, Processor, WrappedLogger
 
 from tasks.core.escapes import shown
 from tasks.repeats import Repeats
 from tasks.settings import Settings
+from tasks.structured import EventDict, Processor, ProcessorFormatter, WrappedLogger, structlog
 
 OURS = ("db", "tasks", "orchestrator")
 _FIRST = ("timestamp", "level", "logger", "event")

@@ -10,7 +10,6 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-import structlog
 from celery import current_app, current_task, shared_task
 from sqlalchemy import Connection
 
@@ -36,6 +35,7 @@ from tasks.pipeline import Pipeline
 from tasks.redis.breaker import Breaker
 from tasks.redis.progress import Progress
 from tasks.settings import Settings
+from tasks.structured import structlog
 from tasks.trouble import abandon, carried, claimed, database_failed, give_back
 from tasks.write_back import WriteBack
 

@@ -386,7 +386,7 @@ def test_who_dies_in_the_transaction_that_completes_a_shard_or_the_scan_has_not_
     it.exact()
 
 
-@pytest.mark.parametrize(("committed", "huge"), [(False, 16), (True, 20_000)])
+@pytest.mark.parametrize(("committed", "huge"), [(False, 16), pytest.param(True, 20_000, marks=pytest.mark.large)])
 def test_a_finish_killed_in_each_of_its_steps_is_done_again(
     world: Make, committed: bool, huge: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def files_in(state: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "TERM", "kill -9"])
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("TERM", marks=pytest.mark.large), "kill -9"])
 def test_a_first_scan_cut_off_leaves_no_process_and_is_carried_on(cli: Command, many: bytes, how: str) -> None:
     with cli.start("scan", many) as scan:
         wait_until(lambda: files_in(cli.state) > 1000, 30, "the scan is in the middle")

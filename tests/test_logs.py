@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -267,3 +268,10 @@ def test_celery_and_warnings_are_written_by_ours(capfd: pytest.CaptureFixture[st
     assert out == "to stdout\n"
     first, second = map(json.loads, err.splitlines())
     assert (first["event"], first["logger"]) == ("from Celery", "celery.worker") and "beware" in second["event"]
+
+
+def test_who_logs_imports_nothing_to_draw_with_and_who_draws_still_can() -> None:
+    program = "import sys, tasks.logs; print('rich' in sys.modules); import orchestrator.cli.screen, rich.table"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
