@@ -47,7 +47,8 @@ def files_in(state: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("TERM", marks=pytest.mark.large), "kill -9"])
+@pytest.mark.chaos
+@pytest.mark.parametrize("how", ["Ctrl-C", "TERM", "kill -9"])
 def test_a_first_scan_cut_off_leaves_no_process_and_is_carried_on(cli: Command, many: bytes, how: str) -> None:
     with cli.start("scan", many) as scan:
         wait_until(lambda: files_in(cli.state) > 1000, 30, "the scan is in the middle")
@@ -94,6 +95,7 @@ def test_a_second_stack_on_one_folder_says_so_and_other_commands_join_the_first(
         assert stack.wait_gone(5) == set()
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stack_that_is_told_to_end_or_killed_takes_everything_with_it(
     cli: Command, small: bytes, how: signal.Signals

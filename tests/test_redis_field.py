@@ -218,6 +218,7 @@ class Sentinel(RedisServer):
         wait_until(self._answers_or_ended, 30, "the sentinel answers")
 
 
+@pytest.mark.chaos
 def test_a_sentinel_names_the_master_and_after_it_died_another(
     own_redis, sqlite: str, server_folder: Path, tmp_path: Path
 ) -> None:
@@ -288,6 +289,7 @@ def test_nothing_starts_on_a_redis_that_throws_keys_away(own_redis, sqlite: str,
             assert "Traceback" not in done.stderr
 
 
+@pytest.mark.chaos
 def test_a_worker_that_finds_no_redis_says_so_and_starts_once_there_is_one(
     own_redis, sqlite: str, tmp_path: Path
 ) -> None:
