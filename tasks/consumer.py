@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -82,13 +83,13 @@ class Told(bootsteps.StartStopStep):
             self._timer = None
             self.take_back(consumer)
 
+    @abstractmethod
     def tell(self, consumer: Any) -> None:
         """It holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_back(self, consumer: Any) -> None:
         """It holds no longer."""
-        raise NotImplementedError
 
 
 class Presence(Told):

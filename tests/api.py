@@ -11,9 +11,11 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine
@@ -26,6 +28,7 @@ from orchestrator.api.serve import Server
 from orchestrator.stack.embedded import url_of
 from tasks import settings as all_settings
 from tasks.app import make_app
+from tests.servers import postgres_kinds
 from tests.storage import add_tenant, directory, end_scan, file, start_scan, write_tree
 from tests.waiting import wait_until
 
@@ -141,3 +144,15 @@ def scanned(engine: Engine, name: str, files: int = 3) -> str:
         ])  # fmt: skip
     end_scan(engine, scan)
     return scan.id
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def api(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Api]:
+    """On each database, for a test alone."""
+    if request.param == "sqlite":
+        with serving(migrated(f"sqlite:///{tmp_path}/test.sqlite"), redis_url) as api:
+            yield api
+    else:
+        servers_of = request.getfixturevalue("_postgres_servers")
+        with servers_of(postgres_kinds()[-1]).database() as url, serving(migrated(url), redis_url) as api:
+            yield api

@@ -4,10 +4,7 @@ SCHEMATHESIS_EXAMPLES=200 goes deeper; `make test` tries a few of each call.
 """
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import checks
@@ -15,8 +12,8 @@ from schemathesis.specs.openapi import checks as of_answers
 
 from db.engine import writing
 from db.tables import scans as scans_table
-from tests.api import ADMIN, Api, migrated, scanned, serving
-from tests.servers import postgres_kinds
+from tests.api import ADMIN, Api, scanned
+from tests.api import api as api
 
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "6"))
 CHECKS = [
@@ -33,17 +30,6 @@ SELDOM = {"POST /v1/tenants", "PATCH /v1/tenants/{name}", "POST /v1/scans/{scan}
 SELDOM |= {f"{method} /v1/tenants/{{name}}/webhook" for method in ("GET", "PUT")}  # and an address that can be one
 # Afterwards it is gone.
 LAST = "DELETE /v1/tenants/{name}"
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def api(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Api]:
-    if request.param == "sqlite":
-        with serving(migrated(f"sqlite:///{tmp_path}/test.sqlite"), redis_url) as api:
-            yield api
-    else:
-        servers_of = request.getfixturevalue("_postgres_servers")
-        with servers_of(postgres_kinds()[-1]).database() as url, serving(migrated(url), redis_url) as api:
-            yield api
 
 
 def test_whatever_is_asked_is_answered_as_the_schema_says(api: Api) -> None:

@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import event
@@ -13,8 +12,8 @@ from db.tables import audit, idempotency
 from orchestrator.api import work
 from orchestrator.api.problems import Away
 from orchestrator.api.work import MOST_TOGETHER, REQUEST_THREADS, Together
-from tests.api import Api, migrated, serving
-from tests.servers import postgres_kinds
+from tests.api import Api
+from tests.api import api as api
 from tests.storage import add_tenant, rows
 from tests.waiting import wait_until
 
@@ -95,17 +94,6 @@ def test_who_waited_for_too_long_is_told_and_what_was_not_begun_is_not_done(monk
 
 
 # Requests
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def api(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Api]:
-    if request.param == "sqlite":
-        with serving(migrated(f"sqlite:///{tmp_path}/test.sqlite"), redis_url) as api:
-            yield api
-    else:
-        servers_of = request.getfixturevalue("_postgres_servers")
-        with servers_of(postgres_kinds()[-1]).database() as url, serving(migrated(url), redis_url) as api:
-            yield api
 
 
 class Gate:

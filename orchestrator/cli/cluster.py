@@ -73,7 +73,11 @@ def status(with_memory: bool, state: str | None, as_json: bool) -> None:
         document["memory"] = _memory(reached) if reached else []
     if as_json:
         print_json(document)
-        return
+    else:
+        _show(document)
+
+
+def _show(document: dict[str, Any]) -> None:
     for key, value in document.items():
         if key in ("scans", "memory"):
             continue
