@@ -1,7 +1,10 @@
 """What is sent, of what is ready: to a real broker, from a real database."""
 
+import base64
+import json
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 import redis
@@ -14,8 +17,9 @@ from db.tables import tenants as tenants_table
 from orchestrator import tick as ticks
 from orchestrator.beat import UNREAD, Scheduler
 from orchestrator.dispatch import dispatch
+from tasks import release
 from tasks import settings as all_settings
-from tasks.app import App, make_app, nudge
+from tasks.app import LIVES_S, App, make_app, nudge
 from tasks.redis import presence
 from tests.storage import add_tenant, at_once, start_scan
 
@@ -111,6 +115,24 @@ def test_as_a_worker_has_room_for_fewer_children_fewer_are_sent(
         presence.tell(runtime.redis, runtime.keys, "somebody", slots)
         dispatch(app, engine, runtime.settings)
         assert sent(engine) == {"huge": 2 * slots}
+
+
+def test_a_message_goes_to_its_shard_s_queue_holds_ids_alone_and_expires(
+    engine: Engine, app: App, redis_client: redis.Redis
+) -> None:
+    scans = {queue: start_scan(engine, add_tenant(engine, queue)) for queue in ("interactive", "bulk")}
+    with writing(engine) as connection:
+        urgent = shards_table.update().where(shards_table.c.scan_id == scans["interactive"].id)
+        connection.execute(urgent.values(queue="interactive"))
+
+    dispatch(app, engine, app.runtime.settings)
+
+    for queue, scan in scans.items():
+        [message] = [json.loads(one) for one in redis_client.lrange(f"strandline:{queue}", 0, -1)]
+        headers, (args, kwargs, _) = message["headers"], json.loads(base64.b64decode(message["body"]))
+        assert (headers["task"], args, kwargs) == ("strandline.scan_shard", [scan.id, 1], {}), queue
+        left_s = (datetime.fromisoformat(headers["expires"]) - datetime.now(UTC)).total_seconds()
+        assert LIVES_S - 60 < left_s <= LIVES_S and headers["strandline_version"] == release.VERSION
 
 
 def test_what_nobody_takes_does_not_pile_up(engine: Engine, app: App, redis_client: redis.Redis) -> None:
