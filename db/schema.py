@@ -6,6 +6,8 @@ steps, first by what the release before can pass over, and one release later by 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
@@ -20,6 +22,7 @@ from db.types import DatabaseError
 HEAD = "0005"
 # All that this release can bring forward.
 KNOWN = (None, "0001", "0002", "0003", "0004", "0005")
+LOOKED_EVERY_S = 1.0
 
 
 def version(engine: Engine) -> str | None:
@@ -75,10 +78,28 @@ def require_current(engine: Engine) -> None:
     found = version(engine)
     if not may_use(engine, found):
         _refuse_newer(engine, found)
-        raise DatabaseError(
-            f"the database {where(engine)} has schema {found or 'none'}, this program needs {HEAD}: "
-            "run `strandline migrate` first"
-        )
+        raise DatabaseError(f"{_other(engine, found)}: run `strandline migrate` first")
+
+
+def await_current(engine: Engine, waiting: Callable[[str], object]) -> None:
+    """Return once the schema is one that this program may work with; `waiting` hears what for, whenever that changes.
+    A database that is away is waited for too. Raises DatabaseError where the schema is newer than this program.
+    """
+    told = None
+    while True:
+        try:
+            found = version(engine)
+            if may_use(engine, found):
+                return
+        except DatabaseError as error:
+            why = str(error)
+        else:
+            _refuse_newer(engine, found)
+            why = _other(engine, found)
+        if why != told:
+            waiting(why)
+            told = why
+        time.sleep(LOOKED_EVERY_S)
 
 
 def may_use(engine: Engine, found: str | None) -> bool:
@@ -105,6 +126,10 @@ def _may_use(engine: Engine, found: str | None) -> bool:
             return False
         least = connection.exec_driver_sql("SELECT least FROM compatibility").scalar()
         return least is not None and str(least) <= HEAD
+
+
+def _other(engine: Engine, found: str | None) -> str:
+    return f"the database {where(engine)} has schema {found or 'none'}, this program needs {HEAD}"
 
 
 def _refuse_newer(engine: Engine, found: str | None) -> None:

@@ -1,6 +1,7 @@
 """The schema: what the migrations make is what the models say, and whatever is wrong with a database is a sentence."""
 
 import multiprocessing
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from db import schema
 from db.engine import connect, reading, writing
 from db.tables import metadata
 from db.types import DatabaseError, UsageError
-from tests.storage import at_once, rows
+from tests.command import STRANDLINE
+from tests.processes import start
+from tests.storage import NEWEST_POSTGRES, at_once, rows
 
 ONLY_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 MIGRATIONS = Path(db.__file__).parent / "migrations"
@@ -270,3 +273,27 @@ def test_sqlite_takes_the_write_lock_first_and_readers_do_not_wait_for_it(engine
         with pytest.raises(Exception, match="locked"), impatient.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
     impatient.dispose()
+
+
+@NEWEST_POSTGRES
+def test_who_waits_for_the_schema_waits_for_the_database_too_and_changes_nothing(postgres_server, tmp_path):
+    postgres_server.execute("DROP DATABASE IF EXISTS later WITH (FORCE)")
+    env = {**os.environ, "STRANDLINE_DATABASE_URL": postgres_server.url("later")}
+    with start([STRANDLINE, "migrate", "--wait"], env=env, cwd=tmp_path) as waiting:
+        assert waiting.stderr.wait_for(b"does not exist", 30), waiting.stderr.content
+        postgres_server.execute("CREATE DATABASE later")
+        try:
+            assert waiting.stderr.wait_for(b"has schema none", 30), waiting.stderr.content
+            engine = connect(postgres_server.url("later"))
+            assert schema.version(engine) is None
+            schema.migrate(engine)
+            assert waiting.wait(30).returncode == 0
+            with writing(engine) as connection:
+                connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+                connection.exec_driver_sql("UPDATE compatibility SET least = '9999'")
+            with start([STRANDLINE, "migrate", "--wait"], env=env, cwd=tmp_path) as refused:
+                ended = refused.wait(30)
+            assert ended.returncode == 2 and b"newer than this program" in ended.stderr
+            engine.dispose()
+        finally:
+            postgres_server.execute("DROP DATABASE later WITH (FORCE)")

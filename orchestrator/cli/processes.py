@@ -115,7 +115,8 @@ def flower(host: str, port: int) -> None:
 
 
 @click.command()
-def migrate() -> None:
+@click.option("--wait", is_flag=True, help="Change nothing: wait until another `migrate` has done it, then exit 0.")
+def migrate(wait: bool) -> None:
     """Bring the schema of STRANDLINE_DATABASE_URL up to date; does nothing where it is.
 
     \b
@@ -126,6 +127,9 @@ def migrate() -> None:
         raise UsageError("STRANDLINE_DATABASE_URL must be set for this command; `strandline up` migrates its own")
     engine = connect(settings.database_url)
     try:
+        if wait:
+            schema.await_current(engine, lambda why: click.echo(f"waiting: {why}", err=True))
+            return
         changed = schema.migrate(engine)
         if engine.dialect.name == "postgresql" and not write(engine, row_security.prepare):
             click.echo(
