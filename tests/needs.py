@@ -38,6 +38,7 @@ TRIALS = {
     "pgbouncer": ["pgbouncer", "--version"],
     "chromium": ["/usr/bin/chromium", "--version"],
     "history": ["git", "-C", os.path.dirname(__file__), "cat-file", "-e", f"{FORMER}^{{commit}}"],
+    "kubectl": ["kubectl", "kustomize", "k8s/base"],
     "compose": [str(containers.IMAGES / "docker-compose"), "version"],
     "containers": [sys.executable, "-m", "tests.containers"],
     "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],
