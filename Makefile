@@ -64,6 +64,11 @@ check:  ## Lint, formatting and types
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+.PHONY: manifests
+manifests:  ## Check what k8s/ builds: schemas of Kubernetes, checkov (needs kubectl)
+	@.ci/venv requirements-test.lock
+	@exec .ci/manifests
+
 .PHONY: ci
 ci:  ## What CI runs: system packages, check, then every test with no skip allowed
 	@exec bash .ci/run
@@ -126,12 +131,13 @@ smoke:  ## Try that stack: a tenant, a scan, the feed, the lag: ROOT=/data/folde
 
 UV := build/uv/bin/uv
 LOCK := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --no-header --no-annotate -q pyproject.toml
+	--no-emit-find-links --no-header --no-annotate -q
 
 .PHONY: lock
-lock: $(UV)  ## Write both locks anew from pyproject.toml (known pins stay while they satisfy it)
-	$(LOCK) --group build -o requirements.lock
-	$(LOCK) --group build --group test -o requirements-test.lock
+lock: $(UV)  ## Write all locks anew from pyproject.toml (known pins stay while they satisfy it)
+	$(LOCK) pyproject.toml --group build -o requirements.lock
+	$(LOCK) pyproject.toml --group build --group test -o requirements-test.lock
+	$(LOCK) .ci/manifests.in -o .ci/manifests.lock
 
 $(UV):
 	@.ci/venv requirements.lock
