@@ -108,6 +108,11 @@ bench-api:  ## Measure the API: enqueueing beside readers of events, ARGS="--rat
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.api_bench $(ARGS)
 
+.PHONY: bench-scale
+bench-scale:  ## Measure the database with a million rows and ten million: ARGS="--files 1000000 10000000 --partitions 16"
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.scale $(ARGS)
+
 .PHONY: replay
 replay:  ## Follow real projects from release to release: ARGS="--package flask --sdist" (needs rsync, git, a package index)
 	@.ci/venv requirements-test.lock
