@@ -32,6 +32,7 @@ COMMANDS = {
     "status": ("cluster", "status", "The cluster at a glance: scans, backlog, workers."),
     "top": ("top", "top", "The cluster live: tenants, scans, backlog, workers."),
     "config": ("cluster", "config", "Settings: name, value, default and where it came from."),
+    "doctor": ("doctor", "doctor", "Check Python, database, Redis, clocks, roots and memory."),
     "worker": ("processes", "worker", "Run a worker (what a container runs)."),
     "beat": ("processes", "beat", "Run beat (what a container runs)."),
     "api": ("processes", "api", "Run the HTTP API (what a container runs)."),
