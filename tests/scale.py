@@ -1,4 +1,4 @@
-"""`make bench-scale`: what the database takes, and how fast it is, with a million rows and with ten million.
+"""`make bench-scale`: what database and Redis take, and how fast that is, with a million files and with ten million.
 
 Tenants of 100,000 files in 5,000 directories are written as first scans write them: by the program's own statements, in
 flushes of 2,000 files with their changes, by two connections at once, each of which is a child of a worker. At each
@@ -12,18 +12,27 @@ import os
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import redis
 from sqlalchemy import Engine, text
 
 from db import changes, schema, tree
 from db.engine import connect, reading, write
+from db.sending import Sendable
 from db.types import Place
-from tests.servers import PostgresServer, postgres_kinds, server_folder
+from orchestrator import dispatch
+from tasks.app import make_app
+from tasks.redis import watermark
+from tasks.redis.keys import Keys
+from tasks.settings import load
+from tests.servers import PostgresServer, RedisServer, postgres_kinds, server_folder
 from tests.storage import DIGEST, add_tenant, directory, end_scan, file, start_scan
 
 FOLDERS, SUBFOLDERS, FILES = 50, 100, 20  # of a tenant, of each of these, and of each of those
@@ -31,6 +40,7 @@ A_TENANT = FOLDERS * SUBFOLDERS * FILES
 FLUSHED = 2_000  # files
 WRITERS = 2
 PAGE = 1_000
+TENANTS, WINDOW = 10_000, 1_000  # of which Redis is to hold watermarks, and messages
 LATER = 1 << 40  # a fence of some scan to come
 LARGE = ("files", "directories", "changes")
 # Undone: what tests do without.
@@ -198,14 +208,30 @@ def _cells(found: list[Measured], shown: Callable[..., str]) -> str:
     return " | ".join(shown(one) for one in found) + " |"
 
 
+def of_redis(folder: Path) -> Iterator[str]:
+    """Bytes of what Redis holds: for each tenant, and for each message in the window."""
+    with RedisServer(folder) as broker, redis.Redis.from_url(broker.url) as client:
+        app, keys = make_app(load({"STRANDLINE_REDIS_URL": broker.url})), Keys("strandline:")
+        used = [client.info("memory")["used_memory"]]
+        now = datetime.now(UTC)
+        watermark.move(client, keys, ((tenant, 7, now, A_TENANT) for tenant in range(TENANTS)))
+        used.append(client.info("memory")["used_memory"])
+        shards = [Sendable(str(uuid.uuid4()), 1, tenant, "bulk") for tenant in range(WINDOW)]
+        dispatch._send(app, shards, {one.scan_id: f"tenant-{one.tenant_id}" for one in shards})
+        used.append(client.info("memory")["used_memory"])
+        assert client.llen(keys.queue("bulk")) == WINDOW
+    yield f"Redis: {(used[1] - used[0]) / TENANTS:,.0f} bytes a tenant, {(used[2] - used[1]) / WINDOW:,.0f} a message"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--partitions", type=int, default=0)
     said = parser.parse_args()
     with server_folder() as folder:
-        home = Path(tempfile.mkdtemp(dir=folder))
+        home, other = (Path(tempfile.mkdtemp(dir=folder)) for _ in range(2))
         home.chmod(0o755)
+        print("\n".join(of_redis(other)), flush=True)
         with PostgresServer(postgres_kinds()[-1], home, *SETTINGS) as server, server.database() as url:
             engine = connect(url)
             schema.migrate(engine)
