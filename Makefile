@@ -98,6 +98,11 @@ bench-memory:  ## Measure a worker's memory in a control group: ARGS="--limits 1
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.memory_bench $(ARGS)
 
+.PHONY: bench-sizes
+bench-sizes:  ## Measure what to size a cluster for, files a second, memory, rows and bytes in PostgreSQL: ARGS="--files 200000 --children 2"
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.sizes $(ARGS)
+
 .PHONY: bench-governor
 bench-governor:  ## Measure what the memory governor costs, on against off: ARGS="--rounds 12"
 	@.ci/venv requirements-test.lock

@@ -251,6 +251,16 @@ def test_a_worker_that_is_told_to_end_does_so_in_time_and_loses_nothing(stack: S
     assert scan["state"] == "succeeded" and changed == (0, 0, 0), "nor was anything lost above"
 
 
+def connections(stack: Stack) -> dict[str, int]:
+    """How many the containers of each service hold together."""
+    found = {}
+    for service in ROLLED:
+        networks = [stack.inspect(one)["NetworkSettings"]["Networks"] for one in stack.containers(service)]
+        addresses = ", ".join(f"'{one['strandline_inside']['IPAddress']}'" for one in networks)
+        found[service] = stack.sql(f"SELECT count(*) FROM pg_stat_activity WHERE client_addr IN ({addresses})")
+    return found
+
+
 @needs_containers
 def test_half_a_gigabyte_is_enough_for_many_files(stack: Stack, many: Path) -> None:
     """What both workers have done above, and one alone now."""
@@ -263,6 +273,7 @@ def test_half_a_gigabyte_is_enough_for_many_files(stack: Stack, many: Path) -> N
     peak, killed = stack.memory(first)
     own = scan["peak_memory_bytes"] >> 20
     print(f"\n{FILES:,} files by one worker: {scan['duration_s']:.0f} s; {own} MB, {peak >> 20} with files' pages")
+    print(f"connections to PostgreSQL, of two workers: {connections(stack)}")
     assert (scan["state"], scan["files"], killed) == ("succeeded", FILES, 0)
     assert stack.inspect(first)["HostConfig"]["Memory"] == LIMIT_BYTES and peak <= LIMIT_BYTES
 
