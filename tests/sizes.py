@@ -5,19 +5,20 @@ TMPDIR=/dev/shm no disk is measured. Rows and bytes are told for a million files
 """
 
 import argparse
+import json
 import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 
-from db.engine import connect
 from tests import cluster, servers, trees
 from tests.bench import AGED_S
 
 MILLION = 1_000_000
+LONG_S = 1800
 # Estimates of a table that was just analyzed.
 SIZES = """
     SELECT relname AS name, reltuples AS rows, pg_total_relation_size(oid) AS bytes
@@ -37,7 +38,7 @@ def told(what: str, scan: dict[str, Any]) -> None:
 
 def print_sizes(engine: Engine, files: int) -> None:
     """Without what an update has left behind, which the next ones use."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with engine.connect() as connection:
         connection.execute(text("VACUUM ANALYZE"))
         found = connection.execute(text(SIZES)).all()
     for row in (row for row in found if row.rows >= files / 1_000):
@@ -65,9 +66,9 @@ def main() -> None:
             ("nothing changed", ()),
             ("every file read again", ("--full", "--verify")),
         ):
-            [scan] = processes.json("enqueue", "many", *options, "--wait")
-            told(what, scan)
-        engine = connect(url)
+            done = processes.run("enqueue", "many", *options, "--wait", "--json", timeout_s=LONG_S)
+            told(what, json.loads(done.stdout))
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
         print_sizes(engine, given.files)
         engine.dispose()
 
