@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 
 NODES = ("node-a", "node-b", "node-c")
 INTERACTIVES, BULKS, BEAT = "worker-interactive", "worker-bulk", "beat"
-SOON_S = 90
+SOON_S = 300  # a rollout is four rounds of pods, and each takes half a minute where others work too
 LOOKED_EVERY_S = 0.3
 # How a process may end that held nothing yet: by the signal itself, or when Celery's start has taken too long.
 TOLD_WHILE_IT_BEGAN = (-signal.SIGTERM, os.EX_TEMPFAIL)
