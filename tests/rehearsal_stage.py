@@ -24,6 +24,7 @@ from tests.rehearsal_load import SHARD_ENTRIES, Load
 from tests.rehearsal_report import Row, left, note_moves, now_s, put_back_by
 from tests.scaler import Rules, Scaler
 from tests.servers import PostgresServer, RedisServer, postgres_kinds
+from tests.storm_report import seen
 from tests.trigger import Trigger
 from tests.waiting import wait_until
 
@@ -171,6 +172,12 @@ class Rehearsal(Field):
         (folder / "pods").write_text("".join(f"{one}\n" for one in pods))
         (folder / "numbers").write_text("".join(f"{one}\n" for one in self.numbers))
         moves = self.rows("SELECT * FROM moves ORDER BY at")
+        (folder / "wrong").write_text("".join(f"{one}\n" for one in self.wrong))
+        for name, writer in self.load.writers.items():
+            its = seen(self, name)
+            scans = [(one.fence, one.started_at, one.finished_at, one.strategy) for one in its.scans]
+            told = [*scans, *its.feed, *writer.journal.everything()]
+            (folder / f"told-{name}").write_text("".join(f"{one}\n" for one in told))
         (folder / "moves").write_text("".join(f"{tuple(one)}\n" for one in moves))
 
     def terms(self) -> str:

@@ -17,10 +17,10 @@ from tests import rehearsal
 from tests.controllers import Deployment, Nodes, share
 from tests.field import SOON_S, Field, cut, large
 from tests.field import field as field  # the fixture
-from tests.rehearsal_load import FOLDER, SHARD_ENTRIES, Load
+from tests.rehearsal_load import Load
 from tests.rehearsal_stage import NODES, of_kind, staged, stores
 from tests.scaler import At, Behavior, Past, Policy, Rules, Scaler, desired, recommended
-from tests.trees import Dir
+from tests.trees import Dir, File
 from tests.trigger import Trigger
 from tests.waiting import wait_until
 
@@ -183,14 +183,25 @@ def test_a_pod_is_begun_where_the_fewest_of_its_kind_are_and_not_on_a_node_that_
 
 # The number that is read
 
-FIELD = {"children": 2, "STRANDLINE_SHARD_ENTRIES": str(SHARD_ENTRIES), "STRANDLINE_SCAN_WINDOW": "16"}
+# A folder with a file is a shard: it counts as four entries itself.
+FIELD = {"workers": 0, "STRANDLINE_SHARD_ENTRIES": "5", "STRANDLINE_SCAN_WINDOW": "16"}
+FOLDER = Dir({b"large": File(b"not yet")})
 FEW, MANY, WINDOW = 6, 20, 16
 QUEUES = {"worker-interactive": ("interactive", AskedBy.REQUEST), "worker-bulk": ("bulk", AskedBy.SCHEDULE)}
 
 
+@pytest.fixture
+def two(field: Field) -> Field:
+    """At once is worked on two shards."""
+    if "worker" not in field.cluster.processes:
+        field.begin_worker("worker", 2)
+    return field
+
+
 @pytest.mark.needs("kubectl")
 @pytest.mark.parametrize("name", QUEUES)
-def test_the_triggers_number_follows_ready_and_leased_shards_and_is_zero_after_them(field: Field, name: str) -> None:
+def test_the_triggers_number_follows_ready_and_leased_shards_and_is_zero_after_them(two: Field, name: str) -> None:
+    field = two
     queue, asked_by = QUEUES[name]
     rules = Rules.of(of_kind(rehearsal.objects(rehearsal.OVERLAY), "ScaledObject")[name])
     trigger, load = (
