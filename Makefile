@@ -52,6 +52,11 @@ containers:  ## Build the image and run compose/compose.yaml in containers by po
 	@.ci/venv requirements-test.lock
 	@exec .ci/containers $(ARGS)
 
+.PHONY: rehearsal
+rehearsal:  ## Play a drain, scaling, an upgrade and an eviction with real workers, as the manifests in k8s/ say (needs kubectl): ARGS="--faster 20"
+	@.ci/venv requirements-test.lock
+	@exec .venv/bin/python -m tests.rehearsal $(ARGS)
+
 .PHONY: test-large
 test-large:  ## Run the tests that take two hours: a million files, thousands of examples; ARGS as above
 	@.ci/venv requirements-test.lock

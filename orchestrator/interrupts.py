@@ -6,10 +6,19 @@ that waits asks `check` now and then, and so is interrupted all the same.
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
 _pending = False
+
+
+def heed_term() -> None:
+    """TERM ends this process where nothing else is set, also as the first one of a container: to that the kernel does
+    not deliver it, and who waits for a database would stay until somebody kills it.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def catch() -> None:

@@ -46,6 +46,10 @@ class Journal:
     def past(self, path: bytes) -> list[Step]:
         return self._past.get(path, [])
 
+    def everything(self) -> Iterator[tuple[bytes, list[Step]]]:
+        """Each path, and what it has been."""
+        yield from self._past.items()
+
     def last(self) -> State:
         """What is there now."""
         last = ((path, steps[-1].entry) for path, steps in self._past.items())

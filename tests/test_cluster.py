@@ -12,7 +12,8 @@ from tasks.redis import presence
 from tasks.redis.keys import Keys
 from tests import scenarios
 from tests.cluster import Cluster, running
-from tests.command import each_change_once
+from tests.command import STRANDLINE, each_change_once
+from tests.processes import start
 from tests.servers import PostgresServer
 from tests.storage import NEWEST_POSTGRES
 from tests.trees import Dir, File, apply_feed, build, listing
@@ -55,6 +56,17 @@ def test_beat_and_the_worker_do_what_was_only_asked_for(cluster: Cluster, tmp_pa
     assert cluster.json("scans", "notes")[0]["trigger"] == "schedule"
     [status] = cluster.json("status")
     assert [worker["processes"] for worker in status["workers"]] == [2]
+
+
+@pytest.mark.needs("pid namespace")
+def test_a_containers_first_process_that_waits_ends_when_it_is_told(tmp_path: Path) -> None:
+    """The kernel drops TERM to such a one where nothing is set, and its container is killed at the end of its grace."""
+    env = {**os.environ, "STRANDLINE_DATABASE_URL": f"postgresql+psycopg://nobody@/none?host={tmp_path}"}
+    with start(["unshare", "--pid", "--fork", "--kill-child", STRANDLINE, "migrate", "--wait"], env=env) as container:
+        assert container.stderr.wait_for(b"waiting", 30), container.stderr.content
+        [first] = container.descendants()
+        os.kill(first, signal.SIGTERM)
+        assert container.wait(10).returncode == 128 + signal.SIGTERM
 
 
 def test_workers_say_how_much_they_can_do_for_as_long_as_they_do_it(own_redis, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import click
 
 from db.types import StrandlineError
+from orchestrator import interrupts
 from orchestrator.cli.hints import typed
 from tasks import wanted
 
@@ -69,6 +70,7 @@ def group() -> None:
 
 def main() -> None:
     """Run a command; its exit status is 0 done, 1 done with something wrong, 2 wrong usage, 130 interrupted."""
+    interrupts.heed_term()
     wanted.spare_redis()
     try:
         group(prog_name="strandline", standalone_mode=False)
