@@ -25,7 +25,7 @@ def of_an_image(kind: str, size_mib: int, *options: str, then: str = "true") -> 
 
 # Tried, not looked up: inside containers much is installed or allowed in name only.
 # The release before this one: the last commit that landed.
-FORMER = "0af29bbe2227e7a1fed07a8cb5518e952aa4c2d1"
+FORMER = "a538b26f2186d740ba61cb734e4739c718f80434"
 
 TRIALS = {
     "strace": ["strace", "-qq", "-o", "/dev/null", "true"],
@@ -40,7 +40,6 @@ TRIALS = {
     "pgbouncer": ["pgbouncer", "--version"],
     "chromium": ["/usr/bin/chromium", "--version"],
     "history": ["git", "-C", os.path.dirname(__file__), "cat-file", "-e", f"{FORMER}^{{commit}}"],
-    "kubectl": ["kubectl", "kustomize", "k8s/base"],
     "compose": [str(containers.IMAGES / "docker-compose"), "version"],
     "containers": [sys.executable, "-m", "tests.containers"],
     "fuse": [sys.executable, "-c", "import mfusepy; open('/dev/fuse', 'r+b', buffering=0)"],

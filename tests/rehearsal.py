@@ -12,21 +12,17 @@ all share the processors of this machine. What a kubelet learns at its next prob
 from __future__ import annotations
 
 import argparse
-import functools
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests import servers
 from tests.controllers import share
-from tests.pods import ROOT
+from tests.manifests import build
 from tests.rehearsal_report import lost, table
 from tests.rehearsal_stage import Rehearsal, staged, stores
 
@@ -34,13 +30,9 @@ OVERLAY = "ci"
 FASTER = 20.0
 
 
-@functools.cache
-def objects(overlay: str) -> list[dict[str, Any]]:
+def objects(overlay: str) -> Sequence[dict[str, Any]]:
     """The manifests of an overlay, built."""
-    built = subprocess.run(
-        ["kubectl", "kustomize", str(ROOT / "k8s/overlays" / overlay)], capture_output=True, text=True, check=True
-    )
-    return list(yaml.safe_load_all(built.stdout))
+    return build(f"overlays/{overlay}").objects
 
 
 # The scenes

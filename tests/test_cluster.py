@@ -112,3 +112,31 @@ def test_processes_refuse_to_run_without_addresses_or_on_another_schema(
     cluster.env = {"STRANDLINE_STATE_DIR": str(tmp_path / "never made")}
     done = cluster.run("worker")
     assert done.returncode == 2 and "STRANDLINE_DATABASE_URL" in done.stderr
+
+
+@NEWEST_POSTGRES
+def test_a_worker_that_holds_nothing_ends_well_where_no_name_is_looked_up_any_more(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """As where a container's network goes before it does: Celery takes leave of Redis on a new connection."""
+    gone = tmp_path / "no names"
+    program = (
+        "import os, socket, time; look_up = socket.getaddrinfo\n"
+        "def waiting(*args, **more):\n"
+        f"    while os.path.exists({str(gone)!r}): time.sleep(0.1)\n"
+        "    return look_up(*args, **more)\n"
+        "socket.getaddrinfo = waiting\n"
+        "from orchestrator.cli import main; main()"
+    )
+    cluster.processes["worker"].close()
+    worker = cluster.begin("worker", "worker", "--workers", "2", program=program)
+    assert worker.stderr.wait_for(b"ready", 30), worker.stderr.content
+    root = os.fsencode(tmp_path / "root")
+    build(root, Dir({b"note": File(b"text")}))
+    assert cluster.run("tenant", "add", "notes", os.fsdecode(root)).returncode == 0
+    cluster.json("enqueue", "notes", "--wait")
+    cluster.processes["beat"].send(signal.SIGTERM)  # or a tick may be held at that moment
+    cluster.processes["beat"].wait(10)
+    gone.touch()
+    worker.send(signal.SIGTERM)
+    assert worker.wait(12).returncode == 0

@@ -237,7 +237,7 @@ def test_the_triggers_number_follows_ready_and_leased_shards_and_is_zero_after_t
 # The day
 
 
-@pytest.mark.chaos
+@pytest.mark.large
 @pytest.mark.needs("kubectl")
 @pytest.mark.timeout(1200)
 def test_a_day_of_drains_scaling_an_upgrade_and_an_eviction_costs_nothing(tmp_path: Path, server_folder: Path) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 from celery.apps import worker
+from celery.worker import state
 
 from tasks.drain import WITHIN_S
 from tasks.redis.transport import MALFORMED
+
+# Celery takes leave of Redis on connections of its own. Where a name is not looked up, or a server is gone, that lasts,
+# and helps nobody once nothing is held.
+LEAVE_S = 5.0
+LOOKED_EVERY_S = 0.2
 
 
 def _unsaid(*_: object) -> None:
@@ -29,9 +36,7 @@ class Worker(worker.Worker):
         if not self._is_ending:
             self._is_ending = True
             self.app.runtime.drain.begin()
-            last = threading.Timer(WITHIN_S, os._exit, [os.EX_TEMPFAIL])
-            last.daemon = True
-            last.start()
+            threading.Thread(target=_end_at_last, daemon=True).start()
 
     def _process_task(self, req: Any) -> None:
         """As Celery's, but what it took of the pool for a message that is none of ours is given back."""
@@ -45,3 +50,14 @@ class Worker(worker.Worker):
         """After a signal, or an error that nobody foresaw."""
         self.begin_end()
         super().stop(*args, **more)
+
+
+def _end_at_last() -> None:
+    """Where Celery does not come to its end: with what is held after WITHIN_S, and without it after LEAVE_S."""
+    until_s = time.monotonic() + WITHIN_S
+    held_s = time.monotonic()
+    while time.monotonic() < min(until_s, held_s + LEAVE_S):
+        if state.reserved_requests or state.active_requests:
+            held_s = time.monotonic()
+        time.sleep(LOOKED_EVERY_S)
+    os._exit(os.EX_TEMPFAIL if time.monotonic() < held_s + LEAVE_S else os.EX_OK)
