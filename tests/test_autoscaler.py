@@ -1,6 +1,7 @@
 """A worker's pool: it grows as there is work, shrinks as memory does, and no child that works is killed for it."""
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -244,8 +245,19 @@ def flapping(field: Field, name: str, group: Group, limits: tuple[int, int]) -> 
     until_s = time.monotonic() + SECONDS
     while time.monotonic() < until_s:
         scan_id = field.ask(name)
-        group.write("memory.limit_in_bytes", limits[int(time.monotonic()) % 2])
+        with busy_let_be():
+            group.write("memory.limit_in_bytes", limits[int(time.monotonic()) % 2])
         yield scan_id
+
+
+@contextlib.contextmanager
+def busy_let_be() -> Iterator[None]:
+    """The kernel refuses a limit below what is used, where it cannot take enough back at once: that time it stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
 
 
 def clock_s(text: str) -> float:

@@ -199,7 +199,7 @@ def two(field: Field) -> Field:
 
 
 @pytest.mark.needs("kubectl")
-@pytest.mark.parametrize("name", QUEUES)
+@pytest.mark.parametrize("name", [pytest.param("worker-interactive", marks=pytest.mark.large), "worker-bulk"])
 def test_the_triggers_number_follows_ready_and_leased_shards_and_is_zero_after_them(two: Field, name: str) -> None:
     field = two
     queue, asked_by = QUEUES[name]
