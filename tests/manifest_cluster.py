@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from math import ceil
 
 import psycopg
 
 from tasks.settings import load
+from tests.controllers import share
 from tests.manifest_rules import CONNECTIONS_OF_OTHERS, PORTS, Rule, queues_of
 from tests.manifests import Manifests, Object, Peer, Pod, let_through
 
@@ -71,12 +71,8 @@ def drains(manifests: Manifests) -> Iterator[str]:
 
 def _may_go(budget: Object, replicas: int) -> int:
     if "maxUnavailable" in budget:
-        return _share(budget["maxUnavailable"], replicas)
-    return replicas - _share(budget["minAvailable"], replicas)
-
-
-def _share(value: int | str, whole: int) -> int:
-    return ceil(int(value.removesuffix("%")) * whole / 100) if isinstance(value, str) else value
+        return share(budget["maxUnavailable"], replicas, up=True)
+    return replicas - share(budget["minAvailable"], replicas, up=True)
 
 
 def one_beat(manifests: Manifests) -> Iterator[str]:

@@ -19,13 +19,12 @@ from typing import Any
 
 from tests import processes
 from tests.command import STRANDLINE
+from tests.manifest_rules import amount
+from tests.manifests import GRACE_S
 from tests.processes import Running
 
 ROOT = Path(__file__).parent.parent
-# What Kubernetes takes where nothing is said.
-GRACE_S = 30.0
 MOUNTED = {"scratch", "secrets", "tenants"}
-UNITS = {"Mi": 1, "Gi": 1024}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Template:
         return cls(
             deployment["metadata"]["name"], [one["args"] for one in spec["initContainers"]], container["args"],
             _environment(container, config), mounts, spec.get("terminationGracePeriodSeconds", GRACE_S),
-            _mebibytes(container["resources"]["limits"]["memory"]), **probes,
+            int(amount(container["resources"]["limits"]["memory"])) >> 20, **probes,
         )  # fmt: skip
 
 
@@ -90,10 +89,6 @@ def _environment(container: Mapping[str, Any], config: Mapping[str, Mapping[str,
 def of_the_image() -> dict[str, str]:
     """The settings that the image brings."""
     return dict(re.findall(r"(STRANDLINE_\w+)=(\S+)", (ROOT / "compose/Dockerfile").read_text()))
-
-
-def _mebibytes(quantity: str) -> int:
-    return int(quantity[:-2]) * UNITS[quantity[-2:]]
 
 
 class Pod:

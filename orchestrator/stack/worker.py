@@ -54,10 +54,11 @@ class Worker(worker.Worker):
 
 def _end_at_last() -> None:
     """Where Celery does not come to its end: with what is held after WITHIN_S, and without it after LEAVE_S."""
-    until_s = time.monotonic() + WITHIN_S
-    held_s = time.monotonic()
-    while time.monotonic() < min(until_s, held_s + LEAVE_S):
-        if state.reserved_requests or state.active_requests:
-            held_s = time.monotonic()
+    free_s = time.monotonic()  # since when nothing is held
+    until_s = free_s + WITHIN_S
+    while True:
+        now_s, holds = time.monotonic(), bool(state.reserved_requests or state.active_requests)
+        free_s = now_s if holds else free_s
+        if now_s >= min(until_s, free_s + LEAVE_S):
+            os._exit(os.EX_TEMPFAIL if holds else os.EX_OK)
         time.sleep(LOOKED_EVERY_S)
-    os._exit(os.EX_TEMPFAIL if time.monotonic() < held_s + LEAVE_S else os.EX_OK)
