@@ -7,8 +7,9 @@ import platform
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from db import row_security, schema, tenants
 from db.clock import now
 from db.engine import connect, reading
-from db.types import StrandlineError
+from db.types import StrandlineError, UsageError
 from orchestrator.amounts import human
 from orchestrator.roots import checked_root
 from tasks.memory.gauge import Gauge
@@ -123,14 +124,20 @@ def _redis(settings: Settings, url: str | None) -> Iterator[Finding]:
 
 
 def _allowed(settings: Settings) -> Iterator[Finding]:
-    missing = [folder for folder in settings.roots.split(":") if folder and not os.path.isdir(folder)]
-    if missing:
-        yield Finding("roots", FAILED, f"STRANDLINE_ROOTS names {', '.join(missing)}, which is no folder here")
+    folders = [folder for folder in settings.roots.split(":") if folder]
+    for folder, why in _looked_at({folder: partial(_require_folder, folder) for folder in folders}):
+        if why is not None:
+            yield Finding("roots", FAILED, f"STRANDLINE_ROOTS names {folder}: {why}")
+
+
+def _require_folder(path: str) -> None:
+    if not os.path.isdir(path):
+        raise UsageError("that is no folder here")
 
 
 def _roots(settings: Settings, roots: Sequence[tuple[str, bytes]]) -> Iterator[Finding]:
     well, wrong = 0, 0
-    for name, why in _looked_at(settings, roots):
+    for name, why in _looked_at({name: partial(checked_root, root, settings) for name, root in roots}):
         well, wrong = well + (why is None), wrong + (why is not None)
         if why is not None and wrong <= ROOTS_NAMED:
             yield Finding("roots", FAILED, f"{name}: {why}")
@@ -139,29 +146,29 @@ def _roots(settings: Settings, roots: Sequence[tuple[str, bytes]]) -> Iterator[F
     yield Finding("roots", OK, f"{well} of {len(roots)} can be read by this user on this machine")
 
 
-def _looked_at(settings: Settings, roots: Sequence[tuple[str, bytes]]) -> Iterator[tuple[str, str | None]]:
-    """Each tenant with what is wrong with its root, if anything; by threads, which a dead mount may keep for ever."""
-    todo: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+def _looked_at(checks: Mapping[str, Callable[[], object]]) -> Iterator[tuple[str, str | None]]:
+    """Each with what is wrong with it, if anything; by threads, which a dead mount may keep for ever."""
+    todo: queue.SimpleQueue[tuple[str, Callable[[], object]]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
-    for one in roots:
+    for one in checks.items():
         todo.put(one)
 
     def look() -> None:
         while True:
             try:
-                name, root = todo.get_nowait()
+                name, check = todo.get_nowait()
             except queue.Empty:
                 return
             try:
-                checked_root(root, settings)
+                check()
             except StrandlineError as error:
                 done.put((name, str(error)))
             else:
                 done.put((name, None))
 
-    for _ in range(min(ROOTS_AT_ONCE, len(roots))):
+    for _ in range(min(ROOTS_AT_ONCE, len(checks))):
         threading.Thread(target=look, daemon=True).start()
-    waiting, deadline = dict(roots), time.monotonic() + ROOTS_WITHIN_S
+    waiting, deadline = dict.fromkeys(checks), time.monotonic() + ROOTS_WITHIN_S
     while waiting:
         try:
             name, why = done.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -169,7 +176,7 @@ def _looked_at(settings: Settings, roots: Sequence[tuple[str, bytes]]) -> Iterat
             break
         del waiting[name]
         yield name, why
-    yield from ((name, f"its root was not looked at within {ROOTS_WITHIN_S:.0f} s: a mount hangs") for name in waiting)
+    yield from ((name, f"it was not looked at within {ROOTS_WITHIN_S:.0f} s: a mount hangs") for name in waiting)
 
 
 def _memory(settings: Settings) -> Finding:

@@ -88,10 +88,21 @@ def test_clocks_that_differ_are_told() -> None:
 
 def test_settings_that_cannot_be_met_are_told(tmp_path: Path) -> None:
     told = found(load({"STRANDLINE_ROOTS": f"{tmp_path}:/no/such/folder", "STRANDLINE_MEMORY_GOVERNOR": "off"}))
-    assert told["roots"][0] == "failed: STRANDLINE_ROOTS names /no/such/folder, which is no folder here"
+    assert told["roots"][0] == "failed: STRANDLINE_ROOTS names /no/such/folder: that is no folder here"
     assert told["memory"][0].startswith("warning: ") and "governor is off" in told["memory"][0]
     with pytest.raises(UsageError, match="STRANDLINE_MEMORY_GOVERNOR"):
         load({"STRANDLINE_MEMORY_GOVERNOR": "perhaps"})
+
+
+def test_a_folder_of_roots_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(doctor.os.path, "isdir", lambda path: released.wait() if path == "/hangs" else True)
+    monkeypatch.setattr(doctor, "ROOTS_WITHIN_S", 1.0)
+    try:
+        told = found(load({"STRANDLINE_ROOTS": f"{tmp_path}:/hangs"}))["roots"]
+    finally:
+        released.set()
+    assert len(told) == 2 and told[0].startswith("failed: STRANDLINE_ROOTS names /hangs: ") and "hangs" in told[0]
 
 
 def test_the_command_ends_with_1_where_something_failed_and_makes_nothing(tmp_path: Path) -> None:
