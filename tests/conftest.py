@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import Engine
 
 from db import schema
@@ -24,6 +25,10 @@ from tests import field as fields
 from tests.command import Command
 from tests.servers import PostgresKind, PostgresServer, RedisServer
 from tests.volumes import Volume, Volumes
+
+# How long an example takes is the machine's doing: 200 ms, Hypothesis's own limit, were too few beside other work.
+hypothesis_settings.register_profile("strandline", deadline=None)
+hypothesis_settings.load_profile("strandline")
 
 # mkfs and its like are in folders that not every user's PATH names.
 os.environ["PATH"] += ":/usr/sbin:/sbin"
