@@ -23,10 +23,10 @@ def of_an_image(kind: str, size_mib: int, *options: str, then: str = "true") -> 
     )
 
 
-# Tried, not looked up: inside containers much is installed or allowed in name only.
 # The release before this one: the last commit that landed.
 FORMER = "a538b26f2186d740ba61cb734e4739c718f80434"
 
+# Tried, not looked up: inside containers much is installed or allowed in name only.
 TRIALS = {
     "strace": ["strace", "-qq", "-o", "/dev/null", "true"],
     "mount": mounting("mount -t tmpfs none /tmp"),
