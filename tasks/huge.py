@@ -113,6 +113,7 @@ class Huge:
         width = HASHES // known.ranges
         with pipeline.governor.listing(len(group) * self._range_entries):
             listed = list_ranges(opened.fd, known.path, opened.seed, opened.rules, known.ranges, frozenset(group))
+            pipeline.confirm(known, opened)
             for number, listing in listed.items():
                 listing.hashes = (number * width, (number + 1) * width)
                 files, children = pipeline.rows(Todo(known), listing.hashes)

@@ -219,6 +219,7 @@ class Pipeline:
         if equal and not verifying:
             self.directories_unchanged += 1
             return
+        self.confirm(known, opened)
         files, children = self.rows(todo, None)
         settled = self.settle(known, opened, listing, files, children, now_ns, verifying)
         if equal and settled.whole:
@@ -227,6 +228,11 @@ class Pipeline:
             if known.born == self.fence:
                 self.write.count(directories=1, files=len(listing.files), bytes=listing.size)
             self.write.directory(todo, listing.fingerprint, *settled)
+
+    def confirm(self, known: KnownDirectory, opened: Opened) -> None:
+        """Raise Missing where what was listed is elsewhere by now: under its new path it is its parent's to tell."""
+        if opened.profile.inode:
+            self._root.confirm(known.path, opened.fd)
 
     def count(self, known: KnownDirectory, files: int, size: int, other: int) -> None:
         """A directory was listed. One that was born in this scan is counted in the database with its row: no retry
@@ -371,6 +377,8 @@ class Pipeline:
         """Put what a hash found into the batch; False where the file must be looked at again."""
         if hashed.entry is None:
             return False  # gone or something else by now: the next listing tells
+        if hashed.entry != entry:
+            self.confirm(known, opened)  # it may have been written since its directory was moved
         if hashed.error is not None:
             self.write.error(join(known.path, entry.name), "read", hashed.error)
         outcome = outcome_of_hash(

@@ -4,6 +4,8 @@ The tasks run in this process, on SQLite. A death is an exception that nothing c
 one flush: what is written then is what a killed process leaves.
 """
 
+import hashlib
+import importlib
 import os
 import shutil
 import tempfile
@@ -24,6 +26,8 @@ from orchestrator.documents import change_document, file_document
 from orchestrator.start import start_queued
 from tasks import settings as all_settings
 from tasks.app import App, make_app
+from tasks.core.filesystem import Entry
+from tasks.core.hashing import Hashed, Hasher
 from tasks.lease import Holder
 from tests import in_process
 from tests.command import each_change_once, tmpfs_folder
@@ -312,6 +316,57 @@ def test_a_folder_renamed_between_two_shards_of_a_scan_is_settled_by_the_next(
 
     assert it.scan().state == "succeeded"
     it.exact()
+
+
+@pytest.mark.parametrize("where", [b"a", b"a/b"])
+@pytest.mark.parametrize(("huge", "step"), [(20_000, "tasks.pipeline.list_directory"), (16, "tasks.huge.list_ranges")])
+def test_what_is_made_in_a_folder_once_it_has_another_name_is_never_told_under_its_former_one(
+    world: Make, huge: int, where: bytes, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {b"%d" % number: File(b"%d" % number) for number in range(20)}
+    it = world(Dir({b"a": Dir({**files, b"b": Dir(files)})}), huge_entries=huge)
+    it.scan()
+    write(it.root + b"/" + where + b"/before", b"so that it differs")
+    module, name = step.rsplit(".", 1)
+    real = getattr(importlib.import_module(module), name)
+
+    def listed(fd: int, path: bytes, *more: object) -> object:
+        if path == where and os.path.exists(it.root + b"/a"):
+            os.rename(it.root + b"/a", it.root + b"/z")
+            for number in range(40):  # some of them in each range
+                write(it.root + b"/z" + where[1:] + b"/made%d" % number, b"there alone")
+        return real(fd, path, *more)
+
+    monkeypatch.setattr(step, listed)
+    assert it.scan().errors_total == 0
+    it.scan()
+
+    it.exact()
+    told = [change["path"] for change in it.feed if "/made" in change["path"]]
+    assert sorted(told) == sorted(f"z{os.fsdecode(where[1:])}/made{number}" for number in range(40))
+
+
+def test_what_is_written_into_a_file_once_its_folder_has_another_name_is_never_told_under_its_former_one(
+    world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = world(NESTED)
+    it.scan()
+    write(it.root + b"/a/f", b"before")
+    real = Hasher.hash
+
+    def hashed(self: Hasher, directory: int, entry: Entry, *more: int) -> Hashed:
+        if os.path.exists(it.root + b"/a"):
+            os.rename(it.root + b"/a", it.root + b"/z")
+            write(it.root + b"/z/f", b"written there")
+        return real(self, directory, entry, *more)
+
+    monkeypatch.setattr(Hasher, "hash", hashed)
+    it.scan()
+    it.scan()
+
+    it.exact()
+    written = hashlib.sha256(b"written there").hexdigest()
+    assert {change["path"] for change in it.feed if change["digest"] == written} == {"z/f"}
 
 
 @pytest.mark.row(37, "the root replaced by an empty folder between any two shards: nothing deleted")

@@ -110,6 +110,25 @@ class Tree:
             return None
         return f"{found.st_mode} {found.st_ino} {found.st_ctime_ns}"
 
+    def confirm(self, path: bytes, fd: int) -> None:
+        """Raise Missing unless `path`, for which `fd` was given last, still leads to the same directory.
+
+        A descriptor follows its directory wherever that is moved, and so do those below it: what is listed there then
+        was never under this path. A path that cannot be looked at (it may be too long for that) is believed.
+        """
+        if not path:
+            return
+        try:
+            found = os.stat(path, dir_fd=self.fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in MISSING:
+                return
+        else:
+            if os.path.samestat(found, os.fstat(fd)):
+                return
+        self._keep(0)
+        raise Missing()
+
     @property
     def rules(self) -> Rules:
         """The rules that hold in the directory that was asked for last. Raises Unreadable."""
