@@ -7,16 +7,17 @@ from __future__ import annotations
 import functools
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Table, Uuid
-from sqlalchemy.dialects import postgresql
 
 from db.clock import Instant, clock
 
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
+
 # Below this many rows, making and dropping a staging table costs more than it saves.
 COPY_FROM_ROWS = 500
-_POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def merge(connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[Iterable[Any]],
@@ -125,7 +126,23 @@ def id_as_stored(connection: Connection, value: str) -> uuid.UUID | str:
 @functools.cache
 def _type_name(table: Table, column: str) -> str:
     """As PostgreSQL calls it, without its size."""
-    return str(table.c[column].type.compile(dialect=_POSTGRESQL)).lower().split("(")[0]
+    from sqlalchemy.dialects import postgresql
+
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    return str(table.c[column].type.compile(dialect=dialect)).lower().split("(")[0]
+
+
+def inserting(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that may say what becomes of a conflict. (PostgreSQL's dialect brings all its drivers, which takes
+    longer to import than a small scan: SQLite does without.)
+    """
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table)
 
 
 def run_many(connection: Connection, sql: str, rows: Sequence[tuple[Any, ...]]) -> int:

@@ -6,9 +6,9 @@ import functools
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import ReturningInsert
 
+from db.bulk import inserting
 from db.clock import clock
 from db.tables import idempotency
 
@@ -46,8 +46,7 @@ def keep(connection: Connection, caller: str, key: str, answered: Answered) -> b
 @functools.cache
 def _keeping(dialect: str) -> ReturningInsert[Any]:
     """In the place of one that is too old, but of no other."""
-    i, insert_into = idempotency.c, sqlite.insert if dialect == "sqlite" else postgresql.insert
-    new = insert_into(idempotency).values(at=clock())
+    i, new = idempotency.c, inserting(dialect, idempotency).values(at=clock())
     said = {name: new.excluded[name] for name in ("at", *Answered._fields)}
     kept = new.on_conflict_do_update(index_elements=[i.caller, i.key], set_=said, where=i.at <= clock(-KEPT_S))
     return kept.returning(i.key)

@@ -20,12 +20,11 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.dml import ReturningInsert
 
 from db import named, tallies, webhooks
-from db.bulk import merge, set_values
+from db.bulk import inserting, merge, set_values
 from db.clock import clock
 from db.tables import changes, directories, said, scans, shards, tenants, vanished
 from db.types import SETTLED_SHARDS, Kind, ScanState, ShardState, Strategy, Trigger, UsageError, new_scan_id
@@ -182,8 +181,8 @@ def _queueing(dialect: str) -> ReturningInsert[Any]:
     """A new scan, or all but the paths of the queued one widened, whose row is locked then. (Made once: to put it
     together takes longer than to execute it.)
     """
-    insert_into, greatest = (sqlite.insert, func.max) if dialect == "sqlite" else (postgresql.insert, func.greatest)
-    known, new = scans.c, insert_into(scans).values(requested_at=clock())
+    greatest = func.max if dialect == "sqlite" else func.greatest
+    known, new = scans.c, inserting(dialect, scans).values(requested_at=clock())
     asked = new.excluded
     wider = {
         "full": known.full | asked.full,

@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
+from db.bulk import inserting
 from db.failures import Failure, failure_of
 from db.tables import TALLIED, shards, tallies
 
@@ -54,8 +54,7 @@ def add(connection: Connection, scan: Scan, tier: str) -> None:
         "waited_ms": round(waited_s * 1000), **_walked(connection, scan.id),
         **{name: getattr(scan, name) for name in TALLIED},
     }  # fmt: skip
-    insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    query = insert_into(tallies).values(row)
+    query = inserting(connection.dialect.name, tallies).values(row)
     more = {name: tallies.c[name] + query.excluded[name] for name in SUMMED}
     try:
         with connection.begin_nested():

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from db.types import UsageError
 
@@ -30,10 +29,10 @@ def default_state_dir() -> str:
     return str(Path(data) / "strandline")
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of one process."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     state_dir: str = Field(
         default_factory=default_state_dir,
@@ -103,6 +102,9 @@ class Settings(BaseSettings):
     api_rate: float = Field(100.0, gt=0, description="requests a second that each token may make")
     api_body_bytes: int = Field(1 << 20, ge=1024, description="bytes that the body of a request may have")
     api_streams: int = Field(4000, ge=1, description="readers of server-sent events that one API process serves")
+    retention_days: float = Field(
+        30.0, gt=0, description="days for which ended scans, their changes in the feed and its cursors are kept"
+    )
     audit_days: float = Field(90.0, gt=0, description="days for which it is kept who changed or asked for what")
     tick_s: float = Field(2.0, gt=0, description="seconds between looks for due tenants and for work nobody was sent")
 
@@ -132,18 +134,6 @@ class Settings(BaseSettings):
     metrics_tenants: int = Field(
         0, ge=0, le=100, description="tenants that metrics name, those that are behind most; 0: none is named"
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing but what `load` hands over, so that one place reads the environment."""
-        return (init_settings,)
 
 
 def load(environment: Mapping[str, str] | None = None, **given: Any) -> Settings:

