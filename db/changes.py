@@ -51,6 +51,14 @@ class Change(NamedTuple):
         return make_cursor(self.fence, self.n, self.scan)
 
 
+class Page(NamedTuple):
+    """Some of the feed, the cursor behind it, and whether there may be more."""
+
+    changes: Sequence[Change]
+    behind: str | None
+    more: bool
+
+
 def write(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Write changes (tuples in the order of CHANGE); part of a flush."""
     merge(connection, changes, CHANGE, rows, _FOLD)
@@ -93,7 +101,7 @@ def after(connection: Connection, tenant_id: int, cursor: str | None, limit: int
 
     Raises CursorLost for a cursor that is malformed, from a database that was lost, or older than what is kept.
     """
-    fence, n = _resolve(connection, tenant_id, cursor)
+    fence, n, mark = (0, 0, "") if cursor is None else _parse(cursor)
     if visible is None:
         visible = scans.last_visible_fence(connection, tenant_id)
     c = changes.c
@@ -106,26 +114,40 @@ def after(connection: Connection, tenant_id: int, cursor: str | None, limit: int
         .order_by(c.fence, c.n)
         .limit(limit)
     )  # fmt: skip
-    return [Change._make(row) for row in connection.execute(query)]
+    found = [Change._make(row) for row in connection.execute(query)]
+    _require_kept(connection, tenant_id, fence, mark)  # last: while they were read, some may have been pruned
+    return found
 
 
-def _resolve(connection: Connection, tenant_id: int, cursor: str | None) -> tuple[int, int]:
-    fence, n, mark = (0, 0, "") if cursor is None else _parse(cursor)
+def page(connection: Connection, tenant_id: int, cursor: str | None, limit: int, visible: int | None = None) -> Page:
+    """The same, with the place behind it. Who has all that there is stands behind the last scan, whatever that changed:
+    so the cursor of whoever goes on asking does not grow old. Raises CursorLost.
+    """
+    if visible is None:
+        visible = scans.last_visible_fence(connection, tenant_id)
+    found = after(connection, tenant_id, cursor, limit, visible)
+    if len(found) == limit:
+        return Page(found, found[-1].cursor, True)
+    return Page(found, end_cursor(connection, tenant_id, visible) or cursor, False)
+
+
+def _require_kept(connection: Connection, tenant_id: int, fence: int, mark: str) -> None:
+    pruned = connection.execute(select(tenants.c.pruned_fence).where(tenants.c.id == tenant_id)).scalar_one()
+    # What comes after the last pruned fence itself is all there; but its scan, by which to know it, is not.
+    if fence <= pruned and pruned > 0:
+        raise CursorLost("changes after this cursor are no longer kept; begin again with `files`")
     if fence > 0:
         known = select(scans_table.c.id).where(scans_table.c.tenant_id == tenant_id, scans_table.c.fence == fence)
         scan_id = connection.execute(known).scalar()
         if scan_id is None or scan_id[-12:] != mark:
             raise CursorLost("this cursor is from a state that the database no longer has; begin again with `files`")
-    pruned = connection.execute(select(tenants.c.pruned_fence).where(tenants.c.id == tenant_id)).scalar_one()
-    # In the midst of the last pruned fence, too, nobody can tell any more what came after.
-    if fence < pruned or (fence == pruned > 0 and n < BEHIND):
-        raise CursorLost("changes after this cursor are no longer kept; begin again with `files`")
-    return fence, n
 
 
-def end_cursor(connection: Connection, tenant_id: int) -> str | None:
-    """The cursor behind the last visible change-bearing scan: what comes after it is news. None before any scan."""
-    fence = scans.last_visible_fence(connection, tenant_id)
+def end_cursor(connection: Connection, tenant_id: int, visible: int | None = None) -> str | None:
+    """The cursor behind the last visible scan (`visible`: its fence, where that was asked already): what comes after
+    it is news. None before any scan.
+    """
+    fence = scans.last_visible_fence(connection, tenant_id) if visible is None else visible
     query = select(scans_table.c.id).where(scans_table.c.tenant_id == tenant_id, scans_table.c.fence == fence)
     scan_id = connection.execute(query).scalar()
     return None if scan_id is None else make_cursor(fence, BEHIND, scan_id)

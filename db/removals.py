@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Table, delete, insert, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, tuple_
 
 from db.clock import clock
 from db.tables import changes, directories, directory_ranges, files, removals
@@ -42,22 +42,20 @@ def delete_some(connection: Connection) -> Deleted | None:
     if tenant_id is None:
         return None
     for table in _TABLES:
-        rows = _delete_from(connection, table, tenant_id)
+        rows = delete_first(connection, table, ROWS_AT_ONCE[connection.dialect.name], table.c.tenant_id == tenant_id)
         if rows:
             return Deleted(tenant_id, rows, False)
     connection.execute(delete(removals).where(removals.c.tenant_id == tenant_id))
     return Deleted(tenant_id, 0, True)
 
 
-def _delete_from(connection: Connection, table: Table, tenant_id: int) -> int:
-    """The first rows, by primary key."""
-    key = tuple_(*[column for column in table.primary_key if column.name != "tenant_id"])
-    ours = table.c.tenant_id == tenant_id
-    at_once = ROWS_AT_ONCE[connection.dialect.name]
+def delete_first(connection: Connection, table: Table, limit: int, *which: ColumnElement[bool]) -> int:
+    """Delete the first rows that are meant, by primary key, at most so many; how many."""
+    key = tuple_(*table.primary_key)
     last = connection.execute(
-        select(*key.clauses).where(ours).order_by(*key.clauses).offset(at_once - 1).limit(1)
+        select(*key.clauses).where(*which).order_by(*key.clauses).offset(limit - 1).limit(1)
     ).first()
-    some = delete(table).where(ours)
+    some = delete(table).where(*which)
     if last is not None:
         some = some.where(key <= tuple_(*last))
     return connection.execute(some).rowcount

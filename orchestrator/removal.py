@@ -1,4 +1,6 @@
-"""Deleting what removed tenants left, batch by batch: by who removes them, and by the tick where he did not end it."""
+"""Deleting batch by batch: what removed tenants left, by who removes them, and by the tick where he did not end it;
+and what is too old, by the tick alone.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ import time
 
 from sqlalchemy import Engine
 
-from db import removals
+from db import removals, retention
 from db.engine import reading, write
 
-# A tick gives it so long, in seconds: about half of the time.
+# A tick gives each so long, in seconds: about half of the time.
 GOES_ON_FOR_S = 1.0
 LOOK_EVERY_S = 0.05
 
@@ -22,6 +24,17 @@ def go_on(engine: Engine, for_s: float = GOES_ON_FOR_S) -> int:
         if deleted is None:
             break
         rows += deleted.rows
+    return rows
+
+
+def prune(engine: Engine, days: float, for_s: float = GOES_ON_FOR_S) -> int:
+    """Delete for so long what ended before so many days, or until none of it is left; how many rows."""
+    deadline_s, rows = time.monotonic() + for_s, 0
+    while time.monotonic() < deadline_s:
+        deleted = write(engine, retention.prune_some, days)
+        if not deleted:
+            break
+        rows += deleted
     return rows
 
 

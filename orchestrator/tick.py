@@ -44,6 +44,7 @@ def tick(app: App, engine: Engine, settings: Settings) -> int:
     send_due(app, engine)
     if reaping:
         removal.go_on(engine)
+        removal.prune(engine, settings.retention_days)
         write(engine, idempotency.prune)
         write(engine, audit.prune, settings.audit_days)
     return sent

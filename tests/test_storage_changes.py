@@ -4,13 +4,12 @@ import base64
 import random
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import event
 
 from db import changes, scans
 from db.changes import BEHIND, make_cursor
 from db.engine import connect, reading, writing
 from db.tables import changes as changes_table
-from db.tables import tenants as tenants_table
 from db.types import ENDED, CursorLost, ScanState, Trigger
 from tests.storage import DIGEST, ONLY_POSTGRES, add_tenant, end_scan, remove_tenant, rows, start_scan
 
@@ -222,20 +221,6 @@ def test_a_cursor_of_another_database_or_tenant_is_refused(engine, tenant):
         with pytest.raises(CursorLost, match="a state that the database no longer has"):
             after(engine, tenant, lost)
     assert len(after(engine, tenant, make_cursor(1, 0, scan.id))) == 1
-
-
-def test_what_is_no_longer_kept_is_refused_also_in_the_midst_of_a_fence(engine, tenant):
-    ended = [published(engine, tenant, (0, b"a", "added"), (1, b"b", "added")) for _ in range(3)]
-    with writing(engine) as connection:
-        connection.execute(update(tenants_table).values(pruned_fence=2))
-        connection.execute(changes_table.delete().where(changes_table.c.fence <= 2))
-
-    in_the_midst = make_cursor(2, 1 << 32, ended[1].id)
-    for lost in (None, make_cursor(1, BEHIND, ended[0].id), in_the_midst):
-        with pytest.raises(CursorLost, match="no longer kept; begin again with `files`"):
-            after(engine, tenant, lost)
-
-    assert [change.fence for change in after(engine, tenant, make_cursor(2, BEHIND, ended[1].id))] == [3, 3]
 
 
 def test_a_change_tells_where_to_read_on(engine, tenant):

@@ -66,9 +66,9 @@ def page(connection: Connection, tenant: str, tenant_id: int, cursor: str | None
     visible = scans.visible_fences(connection, [tenant_id]).get(tenant_id)
     if visible is None:
         raise Unknown(f"there is no tenant {tenant!r}")
-    found = changes.after(connection, tenant_id, cursor, PAGE, visible)
-    sent = b"".join(event("change", change_document(one), one.cursor) for one in found)
-    return Page(sent, found[-1].cursor if found else cursor, None if len(found) == PAGE else visible)
+    found = changes.page(connection, tenant_id, cursor, PAGE, visible)
+    sent = b"".join(event("change", change_document(one), one.cursor) for one in found.changes)
+    return Page(sent, found.behind, None if found.more else visible)
 
 
 def _quiet_s() -> float:

@@ -49,11 +49,9 @@ async def read_changes(
 
     def read() -> dict[str, object]:
         with service.access.read(caller) as connection:
-            tenant = tenant_of(connection, caller, name)
-            found = changes.after(connection, tenant.id, cursor, limit)
-        items = [change_document(one) for one in found]
-        behind = found[-1].cursor if found else cursor
-        return {"items": items, "next": behind if len(items) == limit else None, "cursor": behind}
+            found = changes.page(connection, tenant_of(connection, caller, name).id, cursor, limit)
+        items = [change_document(one) for one in found.changes]
+        return {"items": items, "next": found.behind if found.more else None, "cursor": found.behind}
 
     def begin() -> tuple[int, events.Page]:
         with service.access.read(caller) as connection:

@@ -104,15 +104,14 @@ def _changes(engine: Engine, name: str, cursor: str | None, follow: bool, limit:
     left = limit
     while left is None or left > 0:
         with reading(engine) as connection:
-            page = feed.after(connection, tenant.id, cursor, PAGE if left is None else min(PAGE, left))
-        yield from page
-        if page:
-            cursor = page[-1].cursor
-            left = None if left is None else left - len(page)
-        elif follow:
-            time.sleep(FOLLOW_EVERY_S)
-        else:
+            page = feed.page(connection, tenant.id, cursor, PAGE if left is None else min(PAGE, left))
+        yield from page.changes
+        cursor, left = page.behind, None if left is None else left - len(page.changes)
+        if page.more:
+            continue
+        if not follow:
             return
+        time.sleep(FOLLOW_EVERY_S)
 
 
 @click.command()
