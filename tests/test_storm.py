@@ -20,7 +20,9 @@ FOLDERS, FILES = 1_000, 50
 FLUSHES, RESTARTS = 10, 3
 ENDS_WITHIN_S = 300
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * ENDS_WITHIN_S)]
+BOTH = "flushed and restarted"
+
+pytestmark = pytest.mark.timeout(2 * ENDS_WITHIN_S)
 
 
 @dataclass
@@ -64,11 +66,15 @@ def both(storm: Storm, number: int) -> None:
 FAULTS: dict[str, tuple[int, Callable[[Storm, int], None]]] = {
     "flushed": (FLUSHES, lambda storm, _: storm.flush()),
     "restarted": (RESTARTS, lambda storm, _: storm.restart()),
-    "flushed and restarted": (FLUSHES, both),
+    BOTH: (FLUSHES, both),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# Each by itself is in both, and left to test-large: one takes minutes.
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(one, marks=pytest.mark.chaos if one == BOTH else pytest.mark.large) for one in FAULTS],
+)
 @pytest.mark.fault(5, "FLUSHALL ten times during a scan of 50,000 files; and with the database restarted three times")
 @pytest.mark.fault(10, "PostgreSQL restarted (immediate) three times during a scan of 50,000 files")
 def test_a_scan_of_50_000_files_ends_by_itself(storm: Storm, fault: str) -> None:
