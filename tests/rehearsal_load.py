@@ -32,15 +32,6 @@ SHARD_ENTRIES = 60
 FOLDER = Dir({b"%d" % n: File(b"%d" % n) for n in range(SHARD_ENTRIES - 4)} | {b"large": File(b"not yet")})
 
 
-class Homely(Writer):
-    """Never renames a folder. On a machine that is so busy one is open for seconds while it is scanned, and what is
-    made in it after it got another name would be told under the former one until the next scan.
-    """
-
-    def _weights(self) -> dict[str, int]:
-        return super()._weights() | {"rename_folder": 0}
-
-
 @dataclass
 class Load:
     """Tenants of two sorts."""
@@ -59,7 +50,7 @@ class Load:
         """All tenants; none is scanned by itself yet."""
         for number in range(RESTLESS):
             root = self.folder / f"restless{number}"
-            writer = Homely(os.fsencode(root), random.Random(f"{self.seed} {number}"))
+            writer = Writer(os.fsencode(root), random.Random(f"{self.seed} {number}"))
             name, seen_at = self.field.tenant(root=root, deletion_limit=100)  # what is deleted here is so for real
             self.writers[name], self.roots[name] = writer, seen_at
         for number in range(LONG):

@@ -19,7 +19,7 @@ from tasks.redis.keys import Keys
 from tasks.settings import load
 from tests import hungry, trees
 from tests.cgroups import Group, limited
-from tests.field import Field, cut, large
+from tests.field import SOON_S, Field, cut, large
 from tests.field import running as field_running
 from tests.hungry import MB
 from tests.trees import Dir

@@ -17,7 +17,7 @@ from orchestrator.dispatch import dispatch
 from tasks import settings as all_settings
 from tasks.app import App, make_app
 from tasks.redis import presence
-from tests.storage import add_tenant, at_once, rows
+from tests.storage import add_tenant, at_once, end_scan, rows, start_scan
 
 MANY = 30
 
@@ -59,6 +59,15 @@ def test_ten_ticks_at_once_ask_for_each_due_tenant_once(app: App, engine: Engine
 
     assert done == [None] * 10
     each_asked_for_once(engine, redis_client)
+
+
+def test_a_tick_forgets_what_is_too_old(app: App, engine: Engine) -> None:
+    tenant = add_tenant(engine, "old")
+    _, newest = [end_scan(engine, start_scan(engine, tenant)) for _ in range(2)]
+
+    ticks.tick(app, engine, app.runtime.settings.model_copy(update={"retention_days": 1e-9}))
+
+    assert [scan["id"] for scan in rows(engine, scans_table) if scan["finished_at"] is not None] == [newest.id]
 
 
 class Died(BaseException):
