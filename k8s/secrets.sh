@@ -8,8 +8,14 @@
 # the same keys by what you trust with secrets.
 set -eu
 database=${1:-postgres} redis=${2:-valkey}
+# KEDA asks from another namespace; a server that is not of components/ has TLS.
+keda_database=postgres.strandline.svc:5432/strandline?sslmode=disable
+[ $# = 0 ] || keda_database="$1:5432/strandline?sslmode=require"
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
+sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -d' ' -f1; }
 postgres_password=$(random) valkey_password=$(random) api_token=$(random)
+api_token_hash=$(printf %s "$api_token" | sha256)
+[ ${#api_token_hash} = 64 ] || { echo "$0: neither sha256sum nor shasum is here" >&2; exit 1; }
 cat <<END
 apiVersion: v1
 kind: Secret
@@ -22,10 +28,10 @@ stringData:
   redis_url: redis://:$valkey_password@$redis:6379/0
   # Whoever has this token is an admin of the API; Prometheus shows it, too.
   api_token: $api_token
-  api_tokens: '{"$(printf %s "$api_token" | sha256sum | cut -d' ' -f1)": "admin"}'
+  api_tokens: '{"$api_token_hash": "admin"}'
   flower_auth: ops:$(random)
-  # KEDA's own way to the database: it counts shards, no more.
-  keda_connection: postgresql://strandline:$postgres_password@$database.strandline.svc:5432/strandline?sslmode=disable
+  # KEDA counts shards. For real give it a role of its own, see README.md.
+  keda_connection: postgresql://strandline:$postgres_password@$keda_database
   postgres_password: $postgres_password
   valkey_conf: requirepass $valkey_password
   valkey_password: $valkey_password

@@ -314,8 +314,9 @@ def schema_first(manifests: Manifests) -> Iterator[str]:
         yield "there is not one Job that migrates"
     for pod in manifests.pods:
         before = [one["args"] for one in pod.spec.get("initContainers", []) if is_ours(one)]
-        if pod.role and pod.kind != "Job" and before != [["migrate", "--wait"]]:
-            yield f"{pod.name} does not wait for the schema"
+        needs_it = pod.role in ("worker", "api")
+        if before != ([["migrate", "--wait"]] if needs_it else []):
+            yield f"{pod.name} {'does not wait' if needs_it else 'never asks the database, and waits'} for the schema"
 
 
 def _name(one: Object) -> str:

@@ -174,7 +174,11 @@ def _is(peer: Mapping[str, Any], other: Peer) -> bool:
 def _has_port(ports: Sequence[Mapping[str, Any]] | None, port: int, listens: Pod | None) -> bool:
     names = {one.get("name"): one["containerPort"] for one in (listens.main.get("ports", []) if listens else [])}
     return ports is None or any(
-        one.get("protocol", "TCP") == "TCP" and one.get("port") in (None, port, *[n for n in names if names[n] == port])
+        one.get("protocol", "TCP") == "TCP"
+        and (
+            one.get("port") in (None, port, *[n for n in names if names[n] == port])
+            or ("endPort" in one and one["port"] <= port <= one["endPort"])
+        )
         for one in ports
     )
 

@@ -14,7 +14,7 @@ import yaml
 from sqlalchemy import Engine
 
 from tests import crds, manifest_cluster, manifest_rules
-from tests.manifests import K8S, OVERLAYS, Manifests, Object, build
+from tests.manifests import K8S, OVERLAYS, Manifests, Object, _built, build
 from tests.storage import ONLY_POSTGRES, add_tenant, claimed, complete, start_scan
 
 pytestmark = pytest.mark.needs("kubectl")
@@ -185,6 +185,9 @@ PLANTED: list[tuple[str, Plant, str]] = [
      "automountServiceAccountToken is not off"),
     ("a worker that migrates", lambda m: m.pod("worker-bulk").spec["initContainers"][0].update(args=["migrate"]),
      "does not wait for the schema"),
+    ("a beat that is away during a migration",
+     lambda m: m.pod("beat").spec.update(initContainers=m.pod("worker-bulk").spec["initContainers"]),
+     "beat never asks the database, and waits"),
     ("two beats", lambda m: spec(m, "Deployment", "beat").update(replicas=2), "beat is not one"),
     ("too few connections", lambda m: container(m, "postgres").update(args=["-c", "max_connections=50"]),
      "50 connections"),
@@ -258,11 +261,22 @@ def test_secrets_are_made_by_a_script_that_needs_nothing() -> None:
 
 def test_another_size_of_workers_is_built_as_the_readme_says(tmp_path: Path) -> None:
     text = (K8S / "README.md").read_text()
-    [snippet] = re.findall(r"```yaml\n(# overlays/mine/kustomization\.yaml\n.*?)```", text, re.DOTALL)
+    [snippet] = re.findall(r"```yaml\n(resources: .*?)```", text, re.DOTALL)
+    more = yaml.safe_load(snippet)
     top = tmp_path / "k8s"
     subprocess.run(["cp", "-r", K8S, top], check=True)
-    (top / "overlays" / "mine").mkdir()
-    (top / "overlays" / "mine" / "kustomization.yaml").write_text(snippet)
-    manifests = build(top / "overlays" / "mine")
-    assert manifests.pod("worker-large").labels["app.kubernetes.io/name"] == "worker-large"
+    mine = top / "overlays" / "mine"
+    subprocess.run(["cp", "-r", top / "overlays" / "production", mine], check=True)
+    overlay = yaml.safe_load((mine / "kustomization.yaml").read_text())
+    overlay["resources"], overlay["components"] = more["resources"], overlay["components"] + more["components"]
+    (mine / "kustomization.yaml").write_text(yaml.dump(overlay))
+    manifests = build(mine)
+    assert manifests.pod("worker-large").main["image"] == manifests.pod("worker-bulk").main["image"]
     assert findings(manifests) == []
+
+    overlay["components"] = ["../../components/network-policy", "../../components/postgres", "../../components/valkey"]
+    del overlay["patches"]
+    (mine / "kustomization.yaml").write_text(yaml.dump(overlay))
+    _built.cache_clear()
+    manifests = build(mine)
+    assert findings(manifests) == [] and manifests.of("ScaledObject") == []

@@ -33,19 +33,20 @@ def _cluster(**given: Any) -> Settings:
 
 
 def _app(settings: Settings) -> App:
-    """The app, once the database's schema is right and Redis answers and may be used; that is waited for, as Celery
-    would.
-    """
+    """The app, once Redis answers and may be used; that is waited for, as Celery would."""
     address, app = Address.of(settings), make_app(settings)
     app.runtime.health.begin()
+    with address.client() as client:
+        policy.await_fit(client, address, meanwhile=app.runtime.health.alive)
+    return app
+
+
+def _require_schema(settings: Settings) -> None:
     engine = connect(settings.database_url)
     try:
         schema.require_current(engine)
     finally:
         engine.dispose()
-    with address.client() as client:
-        policy.await_fit(client, address, meanwhile=app.runtime.health.alive)
-    return app
 
 
 @click.command()
@@ -63,6 +64,7 @@ def worker(workers: int | None, queues: str | None, level: str) -> None:
     if unknown:
         raise UsageError(f"unknown queue {unknown[0]!r}: use {', '.join(QUEUES)}")
     app = _app(settings)
+    _require_schema(settings)
     roles.preload()
     roles.worker(app, processes=default_workers(settings), serving=True, level=level, queues=queues)
 
@@ -89,11 +91,7 @@ def api(host: str | None, port: int | None, level: str) -> None:
     Example: strandline api --port 8080
     """
     settings = _cluster(api_host=host, api_port=port)
-    engine = connect(settings.database_url)
-    try:
-        schema.require_current(engine)
-    finally:
-        engine.dispose()
+    _require_schema(settings)
     listening = listen(settings.api_host, settings.api_port, settings.api_tokens)
     click.echo(f"API: {url_of(listening)}", err=True)
     roles.api(make_app(settings), listening, level=level)
