@@ -13,10 +13,10 @@ override export SEED := $(value SEED)
 # Thousands of processes are started, which need not compile anew what they import, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests wait for half of their time: five processes keep two processors busy, and a few more do no harm.
-PROCESSES := $(shell n=$$(nproc); echo $$((n < 3 ? n + 3 : 6)))
+# Tests wait for a third of their time: four processes keep two processors busy, and a few more do no harm.
+PROCESSES := $(shell n=$$(nproc); echo $$((n < 3 ? n + 2 : 5)))
 # Each of those that break a cluster runs one of its own, and waits for what it does within seconds.
-FEWER := $(shell echo $$(($(PROCESSES) - 2)))
+FEWER := $(shell echo $$(($(PROCESSES) - 1)))
 
 .PHONY: help
 help:  ## List these targets

@@ -5,6 +5,7 @@ The newest ended scan of a tenant stays, however old: it says how the tenant is,
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -15,7 +16,6 @@ from db.clock import now
 from db.removals import ROWS_AT_ONCE, delete_first
 from db.tables import changes, scans, tenants
 
-# Of the oldest ones; each may take some hundreds of shards along.
 SCANS_AT_ONCE = 100
 
 
@@ -25,7 +25,8 @@ def prune_some(connection: Connection, days: float) -> int:
 
     Where the feed begins is moved in the same transaction: who reads it looks at that after what he has read.
     """
-    oldest = _oldest(connection, now(connection) - timedelta(days=days))
+    most = ROWS_AT_ONCE[connection.dialect.name]
+    oldest = _oldest(connection, now(connection) - timedelta(days=days), most)
     if not oldest:
         return 0
     up_to: dict[int, int] = {}
@@ -34,7 +35,7 @@ def prune_some(connection: Connection, days: float) -> int:
     _move_the_beginning(connection, up_to)
     rows, empty = 0, set()
     for tenant_id, fence in sorted(up_to.items()):
-        left = ROWS_AT_ONCE[connection.dialect.name] - rows
+        left = most - rows
         if left <= 0:
             break
         deleted = delete_first(connection, changes, left, changes.c.tenant_id == tenant_id, changes.c.fence <= fence)
@@ -45,17 +46,20 @@ def prune_some(connection: Connection, days: float) -> int:
     return rows + connection.execute(delete(scans).where(scans.c.id.in_(ended))).rowcount
 
 
-def _oldest(connection: Connection, before: datetime) -> list[tuple[str, int, int | None]]:
+def _oldest(connection: Connection, before: datetime, most: int) -> list[tuple[str, int, int | None]]:
+    """Some that ended before: ids, tenants, fences. They take no more than so many rows along, or it is one alone."""
     s, later = scans.c, scans.alias()
     newer = exists().where(later.c.tenant_id == s.tenant_id, later.c.fence > s.fence, later.c.finished_at.is_not(None))
     query = (
-        select(s.id, s.tenant_id, s.fence)
+        select(s.id, s.tenant_id, s.fence, (s.shards + s.errors_total + s.skipped_total).label("rows"))
         .where(s.id < _first_id_of(before), s.finished_at < before, or_(s.fence.is_(None), newer))
         .order_by(s.id)
         .limit(SCANS_AT_ONCE)
         .with_for_update(skip_locked=True, of=scans)
     )
-    return [(row.id, row.tenant_id, row.fence) for row in connection.execute(query)]
+    found = connection.execute(query).all()
+    fits = sum(1 for rows in itertools.accumulate(row.rows for row in found) if rows <= most)
+    return [(row.id, row.tenant_id, row.fence) for row in found[: max(fits, 1)]]
 
 
 def _first_id_of(instant: datetime) -> str:

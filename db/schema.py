@@ -6,6 +6,7 @@ steps, first by what the release before can pass over, and one release later by 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,14 @@ from db.engine import patient, reading, write
 from db.failures import Failure, failure_of
 from db.types import DatabaseError
 
+log = logging.getLogger(__name__)
+
 # The newest migration. A test asserts that this is what the files in db/migrations say.
 HEAD = "0005"
 # All that this release can bring forward.
 KNOWN = (None, "0001", "0002", "0003", "0004", "0005")
 LOOKED_EVERY_S = 1.0
+RETRY_S = 2.0
 
 
 def version(engine: Engine) -> str | None:
@@ -79,6 +83,24 @@ def require_current(engine: Engine) -> None:
     if not may_use(engine, found):
         _refuse_newer(engine, found)
         raise DatabaseError(f"{_other(engine, found)}: run `strandline migrate` first")
+
+
+def await_answer(engine: Engine, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Return once the server answers. While it does not that is said, again and again, and `meanwhile` is done.
+
+    Raises DatabaseError where time does not mend it: a file that cannot be used, a request that is refused.
+    """
+    while True:
+        try:
+            _version(engine)
+            return
+        except DBAPIError as error:
+            why = unusable(engine, error)
+            if engine.dialect.name == "sqlite" or failure_of(error) is not Failure.LATER:
+                raise why from error
+        log.warning("%s; trying again in %.0f s", why, RETRY_S)
+        meanwhile()
+        time.sleep(RETRY_S)
 
 
 def await_current(engine: Engine, waiting: Callable[[str], object]) -> None:

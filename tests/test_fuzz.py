@@ -6,6 +6,7 @@ Commands run in this process, by `main`: what they do not catch fails the test b
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -125,6 +126,16 @@ def test_what_cannot_be_started_says_why(tmp_path: Path, words: tuple[str, ...])
     each()
 
 
+class Impatient:
+    """A clock for whoever would wait: instead he ends well."""
+
+    monotonic = time.monotonic
+
+    @staticmethod
+    def sleep(_: float) -> None:
+        raise SystemExit(0)
+
+
 variables = st.sampled_from(sorted(PREFIX + name.upper() for name in Settings.model_fields))
 environments = st.dictionaries(
     st.one_of(variables, variables, told.map(lambda text: PREFIX + text.replace("=", "").upper())),
@@ -152,7 +163,9 @@ def test_every_environment_is_understood_or_refused_by_name(environment: dict[st
 def test_whatever_is_set_no_traceback_reaches_anybody(
     environment: dict[str, str], database: str, redis: str, line: str
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        for module in ("tasks.redis.policy", "db.schema"):  # where a server that is away is waited for
+            patch.setattr(f"{module}.time", Impatient)
         env = {"STRANDLINE_STATE_DIR": os.path.join(folder, "state"), **environment,
                "STRANDLINE_DATABASE_URL": database, "STRANDLINE_REDIS_URL": redis}  # fmt: skip
         text = said(line.split(), env)

@@ -146,6 +146,17 @@ def test_a_server_that_crashed_and_came_back(field: Outage, timed) -> None:
     assert field.cluster.processes["worker"].alive() and field.cluster.processes["beat"].alive()
 
 
+@pytest.mark.fault(10, "kill -9 of the server before a worker starts")
+def test_a_worker_that_finds_no_server_says_so_and_starts_once_there_is_one(field: Outage) -> None:
+    field.server.kill()
+    worker = field.cluster.begin("late", "worker", "--workers", "1")
+    assert worker.stderr.wait_for(b"trying again", OVER_S), worker.stderr.content
+    field.server.start()
+    assert worker.stderr.wait_for(b"ready", OVER_S), worker.stderr.content
+    worker.send(signal.SIGTERM)
+    assert worker.wait(OVER_S).returncode == 0 and b"Traceback" not in worker.stderr.content
+
+
 @pytest.mark.fault(10, "kill -9 of the server while `up` waits for its first scan")
 def test_up_outlasts_a_server_that_crashed(field: Outage, tmp_path: Path) -> None:
     root = os.fsencode(tmp_path / "root")

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from db import changes, clock, removals, retention, scans
 from db.changes import BEHIND, make_cursor
@@ -80,6 +80,17 @@ def test_the_newest_ended_scan_of_a_tenant_stays_and_so_does_the_cursor_where_th
             assert changes.end_cursor(connection, one.id) == cursor(last)
             assert changes.page(connection, one.id, cursor(last), 10) == changes.Page([], cursor(last), False)
     assert told(engine, other) == [(1, b"d/0"), (1, b"d/1")], "nothing of it is missing"
+
+
+def test_scans_that_take_many_rows_along_go_one_by_one(engine, tenant, monkeypatch):
+    monkeypatch.setitem(removals.ROWS_AT_ONCE, engine.dialect.name, 5)
+    for _ in range(4):
+        end_scan(engine, start_scan(engine, tenant, shard_count=6))
+    with writing(engine) as connection:
+        connection.execute(update(scans_table).values(shards=7))
+
+    assert [write(engine, retention.prune_some, ALL) for _ in range(4)] == [1, 1, 1, 0]
+    assert len(rows(engine, shards_table)) == 7
 
 
 def test_a_scan_that_was_never_started_goes_too(engine, tenant):

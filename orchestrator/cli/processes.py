@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -41,9 +42,12 @@ def _app(settings: Settings) -> App:
     return app
 
 
-def _require_schema(settings: Settings) -> None:
+def _require_schema(settings: Settings, meanwhile: Callable[[], None] | None = None) -> None:
+    """`meanwhile`: what to do while a database that is away is waited for; none: it is not."""
     engine = connect(settings.database_url)
     try:
+        if meanwhile is not None:
+            schema.await_answer(engine, meanwhile)
         schema.require_current(engine)
     finally:
         engine.dispose()
@@ -64,7 +68,7 @@ def worker(workers: int | None, queues: str | None, level: str) -> None:
     if unknown:
         raise UsageError(f"unknown queue {unknown[0]!r}: use {', '.join(QUEUES)}")
     app = _app(settings)
-    _require_schema(settings)
+    _require_schema(settings, meanwhile=app.runtime.health.alive)
     roles.preload()
     roles.worker(app, processes=default_workers(settings), serving=True, level=level, queues=queues)
 
