@@ -23,6 +23,13 @@ from tests.servers import postgres_kinds
 ONLY_SQLITE = pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
 # What takes long and is about no statement in particular: the oldest PostgreSQL has the tests of each statement.
 SQLITE_AND_NEWEST = pytest.mark.parametrize("migrated_url", ["sqlite", postgres_kinds()[-1]], indirect=True, ids=str)
+# The same, where SQLite shows nothing that other tests do not show of it.
+NEWEST_SQLITE_LATER = pytest.mark.parametrize(
+    "migrated_url",
+    [pytest.param("sqlite", marks=pytest.mark.large), postgres_kinds()[-1]],
+    indirect=True,
+    ids=str,
+)
 NEWEST_POSTGRES = pytest.mark.parametrize("postgres_server", postgres_kinds()[-1:], indirect=True, ids=str)
 ONLY_POSTGRES = pytest.mark.parametrize("migrated_url", postgres_kinds(), ids=str, indirect=True)
 

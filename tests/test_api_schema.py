@@ -15,7 +15,7 @@ from db.tables import scans as scans_table
 from tests.api import ADMIN, Api, scanned
 from tests.api import api as api
 
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "4"))
 CHECKS = [
     checks.not_a_server_error,
     of_answers.status_code_conformance,

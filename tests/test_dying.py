@@ -46,7 +46,10 @@ def place(engine: Engine) -> Iterator[Callable[[], InProcess]]:
         made.close()
 
 
-@pytest.mark.parametrize("committed", [False, True], ids=["before it", "after it"])
+# Before a commit is as after the one before.
+@pytest.mark.parametrize(
+    "committed", [pytest.param(False, marks=pytest.mark.large), True], ids=["before it", "after it"]
+)
 def test_a_scan_that_died_at_any_commit_is_carried_on(place: Callable[[], InProcess], committed: bool) -> None:
     for number in range(COMMITS_AT_MOST):
         scanned = place()

@@ -15,7 +15,7 @@ from tasks.core.ignore import Rule, Rules, RuleSet
 from tests.test_ignore import CASES
 
 # A few seconds. After a change of how rules are read or matched raise it to 5,000 once.
-EXAMPLES = 150
+EXAMPLES = 80
 RULES = b".gitignore"
 # A directory is a dictionary, a file its content.
 Tree = dict[bytes, "Tree | bytes"]

@@ -397,7 +397,8 @@ def test_a_root_that_is_replaced_in_mid_scan_deletes_nothing(world: Make, after:
     it.exact()
 
 
-@pytest.mark.parametrize("committed", [False, True])
+# Before a commit is as after the one before.
+@pytest.mark.parametrize("committed", [pytest.param(False, marks=pytest.mark.large), True])
 def test_a_frontier_that_was_handed_on_is_walked_once_whoever_dies(world: Make, committed: bool) -> None:
     spec = Dir(
         {b"%02d" % one: Dir({b"%02d" % two: File(b"%d %d" % (one, two)) for two in range(5)}) for one in range(12)}

@@ -161,10 +161,15 @@ def test_a_redis_that_is_read_only_is_waited_for(field: Cut) -> None:
 @fault(6, "CONFIG SET maxmemory 1 under noeviction")
 def test_a_redis_without_memory_is_waited_for(field: Cut) -> None:
     with field.said_once(), field.under_way():
-        before = field.said("worker", b"Cannot connect")
+        before, worker = field.said("worker", b"Cannot connect"), field.process("worker")
+        worker.send(signal.SIGSTOP)
+        field.session.tick()  # something is there to be taken, and noted as taken, when nothing may be written any more
         field.redis().config_set("maxmemory", 1)
-        field.waits_for("worker", b"Cannot connect", before + 1)
-        field.redis().config_set("maxmemory", 0)
+        worker.send(signal.SIGCONT)
+        try:
+            field.waits_for("worker", b"Cannot connect", before + 1)
+        finally:
+            field.redis().config_set("maxmemory", 0)
 
 
 @fault(7, "SIGSTOP until beat has run into a timeout, and somebody has asked for the status")

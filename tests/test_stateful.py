@@ -479,7 +479,7 @@ QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_bl
 
 def test_index_and_feed_are_exact_whatever_happens(machine: type[Tide]) -> None:
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=9, stateful_step_count=10, derandomize=True, database=None, **QUIET)
+        machine, settings=settings(max_examples=6, stateful_step_count=10, derandomize=True, database=None, **QUIET)
     )
 
 

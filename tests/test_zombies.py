@@ -17,7 +17,7 @@ from tasks.lease import Holder
 from tasks.scan_shard import scan_shard
 from tests import in_process, invariants
 from tests.invariants import everything
-from tests.storage import ONLY_POSTGRES, SQLITE_AND_NEWEST, remove_tenant
+from tests.storage import NEWEST_SQLITE_LATER, ONLY_POSTGRES, remove_tenant
 from tests.test_interleavings import Make, World
 from tests.test_interleavings import world as world  # the fixture
 from tests.trees import Dir, File, build
@@ -61,7 +61,7 @@ class Stopped:
         return stopping
 
 
-@SQLITE_AND_NEWEST
+@NEWEST_SQLITE_LATER
 @pytest.mark.fault(4, "stopped before each of its flushes in turn, until another has done its work")
 def test_who_wakes_at_any_flush_after_another_has_done_his_work_writes_nothing(
     changed: Callable[[], World], monkeypatch: pytest.MonkeyPatch
@@ -154,7 +154,7 @@ def deliver(scan_id: str, shard_count: int, times: int) -> None:
                 scan_shard(scan_id, number)
 
 
-@SQLITE_AND_NEWEST
+@NEWEST_SQLITE_LATER
 @pytest.mark.fault(8, "each shard's message a hundred times: before it starts, at each of its flushes, after its end")
 def test_a_message_delivered_a_hundred_times_has_the_effect_of_one(
     changed: Callable[[], World], monkeypatch: pytest.MonkeyPatch
