@@ -38,7 +38,7 @@ chaos:  ## Run faults (ARGS as above), then storm
 	@$(MAKE) storm
 
 .PHONY: faults
-faults:  ## Run the tests that kill, hang, cut and fill servers and processes under a running cluster: ARGS as above
+faults:  ## Run the tests that kill, hang, cut and fill servers and processes, of a running cluster or at each commit: ARGS as above
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/pytest -m chaos --numprocesses $(FEWER) --dist worksteal $(ARGS)
 

@@ -90,6 +90,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
+@pytest.mark.chaos
 @NEWEST_POSTGRES
 def test_a_worker_ends_on_term_and_takes_its_pool_along_when_killed(cluster: Cluster) -> None:
     worker, beat = cluster.processes["worker"], cluster.processes["beat"]

@@ -17,6 +17,8 @@ from tests import in_process
 from tests.in_process import Died, InProcess
 from tests.trees import Dir, File, apply_feed, build, listing
 
+pytestmark = pytest.mark.chaos
+
 COMMITS_AT_MOST = 100
 
 

@@ -31,6 +31,8 @@ from tests.test_interleavings import Make, World
 from tests.test_interleavings import world as world  # the fixture
 from tests.trees import Dir, File, build, listing
 
+pytestmark = pytest.mark.chaos
+
 HOUR_NS = 3_600 * 10**9
 TREE = Dir({b"%d" % folder: Dir({b"%d" % n: File(b"%d" % n) for n in range(6)}) for folder in range(4)})
 
