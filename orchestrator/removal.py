@@ -5,6 +5,7 @@ and what is too old, by the tick alone.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from sqlalchemy import Engine
 
@@ -18,22 +19,22 @@ LOOK_EVERY_S = 0.05
 
 def go_on(engine: Engine, for_s: float = GOES_ON_FOR_S) -> int:
     """Delete for so long, or until nothing is left; how many rows."""
-    deadline_s, rows = time.monotonic() + for_s, 0
-    while time.monotonic() < deadline_s:
+
+    def some() -> int | None:
         deleted = write(engine, removals.delete_some)
-        if deleted is None:
-            break
-        rows += deleted.rows
-    return rows
+        return None if deleted is None else deleted.rows
+
+    return _batches(some, for_s)
 
 
 def prune(engine: Engine, days: float, for_s: float = GOES_ON_FOR_S) -> int:
     """Delete for so long what ended before so many days, or until none of it is left; how many rows."""
+    return _batches(lambda: write(engine, retention.prune_some, days) or None, for_s)
+
+
+def _batches(some: Callable[[], int | None], for_s: float) -> int:
     deadline_s, rows = time.monotonic() + for_s, 0
-    while time.monotonic() < deadline_s:
-        deleted = write(engine, retention.prune_some, days)
-        if not deleted:
-            break
+    while time.monotonic() < deadline_s and (deleted := some()) is not None:
         rows += deleted
     return rows
 

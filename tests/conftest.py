@@ -27,7 +27,7 @@ from tests.servers import PostgresKind, PostgresServer, RedisServer
 from tests.volumes import Volume, Volumes
 
 # How long an example takes is the machine's doing: 200 ms, Hypothesis's own limit, were too few beside other work.
-hypothesis_settings.register_profile("strandline", deadline=None, max_examples=60)
+hypothesis_settings.register_profile("strandline", deadline=None)
 hypothesis_settings.load_profile("strandline")
 
 # mkfs and its like are in folders that not every user's PATH names.

@@ -119,5 +119,5 @@ def _going_on() -> Iterator[None]:
         yield
     except RestartFreqExceeded:
         raise  # children die as fast as they are started: the pool has ended, and so must the worker
-    except Exception:
+    except Exception:  # of whatever kind: without this thread nobody would look at memory again; logged
         log.exception("the pool stays as it is")
