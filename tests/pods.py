@@ -73,7 +73,7 @@ class Template:
         assert {mount.split("/")[0] for mount in mounts.values()} <= MOUNTED, f"no folder stands in for one of {mounts}"
         probes = {name: Probe.of(container[f"{name}Probe"]) for name in ("startup", "liveness", "readiness")}
         return cls(
-            deployment["metadata"]["name"], [one["args"] for one in spec["initContainers"]], container["args"],
+            deployment["metadata"]["name"], [one["args"] for one in spec.get("initContainers", [])], container["args"],
             _environment(container, config), mounts, spec.get("terminationGracePeriodSeconds", GRACE_S),
             int(amount(container["resources"]["limits"]["memory"])) >> 20, **probes,
         )  # fmt: skip

@@ -318,10 +318,11 @@ def test_a_folder_renamed_between_two_shards_of_a_scan_is_settled_by_the_next(
     it.exact()
 
 
+@pytest.mark.parametrize("another_is_there", [False, True])
 @pytest.mark.parametrize("where", [b"a", b"a/b"])
 @pytest.mark.parametrize(("huge", "step"), [(20_000, "tasks.pipeline.list_directory"), (16, "tasks.huge.list_ranges")])
 def test_what_is_made_in_a_folder_once_it_has_another_name_is_never_told_under_its_former_one(
-    world: Make, huge: int, where: bytes, step: str, monkeypatch: pytest.MonkeyPatch
+    world: Make, huge: int, where: bytes, another_is_there: bool, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {b"%d" % number: File(b"%d" % number) for number in range(20)}
     it = world(Dir({b"a": Dir({**files, b"b": Dir(files)})}), huge_entries=huge)
@@ -331,8 +332,10 @@ def test_what_is_made_in_a_folder_once_it_has_another_name_is_never_told_under_i
     real = getattr(importlib.import_module(module), name)
 
     def listed(fd: int, path: bytes, *more: object) -> object:
-        if path == where and os.path.exists(it.root + b"/a"):
+        if path == where and not os.path.exists(it.root + b"/z"):
             os.rename(it.root + b"/a", it.root + b"/z")
+            if another_is_there:
+                build(it.root + b"/a", Dir({b"b": Dir({b"other": File(b"other")}), b"other": File(b"other")}))
             for number in range(40):  # some of them in each range
                 write(it.root + b"/z" + where[1:] + b"/made%d" % number, b"there alone")
         return real(fd, path, *more)
