@@ -17,8 +17,9 @@ from tests import rehearsal
 from tests.controllers import Deployment, Nodes, share
 from tests.field import SOON_S, Field, cut, large
 from tests.field import field as field  # the fixture
+from tests.pods import Template
 from tests.rehearsal_load import Load
-from tests.rehearsal_stage import NODES, of_kind, staged, stores
+from tests.rehearsal_stage import BEAT, BULKS, INTERACTIVES, NODES, of_kind, staged, stores
 from tests.scaler import At, Behavior, Past, Policy, Rules, Scaler, desired, recommended
 from tests.trees import Dir, File
 from tests.trigger import Trigger
@@ -89,6 +90,16 @@ def test_there_are_never_fewer_than_the_least_nor_more_than_the_most_nor_a_step_
         assert before // 2 <= pods <= 2 * before
         assert pods <= before or number > 4 * before, "more, and there is not the work for it"
         assert pods >= before or number < 4 * before, "fewer, and there is the work for them"
+
+
+@pytest.mark.needs("kubectl")
+def test_pods_are_played_as_the_manifests_build_them() -> None:
+    """Else only the day itself would tell, which CI does not wait for."""
+    built = rehearsal.objects(rehearsal.OVERLAY)
+    config = {name: one["data"] for name, one in of_kind(built, "ConfigMap").items()}
+    pods = [Template.of(of_kind(built, "Deployment")[name], config) for name in (BEAT, INTERACTIVES, BULKS)]
+    assert [pod.first for pod in pods] == [[], [["migrate", "--wait"]], [["migrate", "--wait"]]]
+    assert [pod.args[0] for pod in pods] == ["beat", "worker", "worker"] and {pod.grace_s for pod in pods} == {30}
 
 
 def test_the_rules_are_those_of_the_manifests() -> None:
