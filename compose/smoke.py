@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-READY_S, ENDED_S = 120, 600
+READY_S, ENDED_S, TOLD_S = 120, 600, 60
 
 
 def address() -> str:
@@ -79,6 +79,23 @@ def changes(tenant: str) -> dict[str, Any]:
         since = f"&since={page['next'] or page['items'][-1]['cursor']}"
 
 
+def lag() -> str:
+    """By how many seconds the schedule is behind, as the metrics tell it.
+
+    They leave out a part that does not answer in time, such as a database on a host that is busy with starting: whoever
+    scrapes them asks again, and so does this.
+    """
+    deadline = time.monotonic() + TOLD_S
+    while True:
+        told = ask("GET", "/metrics")
+        if found := re.search(r"^strandline_schedule_lag_seconds\S* (\S+)$", told, re.MULTILINE):
+            return found[1]
+        if time.monotonic() > deadline:
+            parts = ", ".join(re.findall(r"^strandline_up.*$", told, re.MULTILINE))
+            sys.exit(f"smoke: the metrics do not tell the lag of the schedule within {TOLD_S} s; parts: {parts}")
+        time.sleep(0.5)
+
+
 def main() -> None:
     """Say what was tried and found; exit 1 where it is not as it should be."""
     began = time.monotonic()
@@ -96,11 +113,10 @@ def main() -> None:
         print(f"{root}: {found['state']}, {found['files']:,} files after {time.monotonic() - asked:.1f} s")
         fed = len(changes(tenant))
         print(f"{fed:,} changes in the feed")
-        lag = re.search(r"^strandline_schedule_lag_seconds\S* (\S+)$", ask("GET", "/metrics"), re.MULTILINE)
-        print(f"lag of the schedule: {lag[1] if lag else 'not told'} s")
+        print(f"lag of the schedule: {lag()} s")
     finally:
         ask("DELETE", f"/v1/tenants/{tenant}")
-    if found["state"] not in ("succeeded", "partial") or fed < found["added"] or lag is None:
+    if found["state"] not in ("succeeded", "partial") or fed < found["added"]:
         sys.exit(f"smoke: this is not as it should be: {found}")
     print("all is well")
 

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
+from compose import smoke
 from db import tallies
 from db.engine import connect, writing
 from db.tables import tenants as tenants_table
@@ -349,6 +350,22 @@ def test_what_hangs_is_asked_once_and_waited_for_no_longer_than_two_seconds(tmp_
         assert hangs.asked == 2, "once each: a thread for each scrape would pile up"
     finally:
         hangs.over.set()
+
+
+def test_smoke_asks_again_where_a_part_is_left_out_and_says_which_if_it_stays_away(
+    field: Field, exporter: Exporter, tmp_path, monkeypatch
+) -> None:
+    field.tenant()
+    scrape(exporter)
+    away = Exporter(connect(f"sqlite:///{tmp_path}/no such folder/x.db"), redis.Redis(port=1), Keys("strandline:"))
+    told = [away, exporter]
+    monkeypatch.setattr(smoke, "ask", lambda *_: told.pop(0).exposition()[0].decode())
+    assert float(smoke.lag()) >= 0 and told == []
+
+    told = [away]
+    monkeypatch.setattr(smoke, "TOLD_S", 0)
+    with pytest.raises(SystemExit, match=r"do not tell the lag.*strandline_up\{part=\"database\"\} 0\.0"):
+        smoke.lag()
 
 
 def test_two_scrapes_in_a_row_cost_one_look(tmp_path) -> None:
