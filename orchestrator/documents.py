@@ -12,11 +12,11 @@ from sqlalchemy import Connection
 from db import changes, named, scan_notes
 from db.changes import Change
 from db.glance import Suspect
+from db.indexed import IndexedFile
 from db.progress import Running
 from db.quarantine import Quarantined
 from db.scans import Scan
 from db.tenants import Tenant
-from db.tree import IndexedFile
 from db.types import ENDED, ScanState
 from db.webhooks import Waiting, Webhook
 from orchestrator.progress import Progress

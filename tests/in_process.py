@@ -27,7 +27,7 @@ from unittest import mock
 import fakeredis
 from sqlalchemy import Engine, update
 
-from db import changes, scans, schema, sending, shards, tenants, tree
+from db import changes, indexed, scans, schema, sending, shards, tenants
 from db.clock import clock
 from db.engine import connect, reading, writing
 from db.tables import shards as shards_table
@@ -311,7 +311,7 @@ class InProcess:
 
     def index(self) -> trees.State:
         with reading(self.engine) as connection:
-            found = tree.index_page(connection, self.tenant.id, limit=10**6)
+            found = indexed.page(connection, self.tenant.id, limit=10**6)
         return trees.index([file_document(one) for one in found])
 
     def feed(self, since: str | None = None) -> list[dict[str, Any]]:

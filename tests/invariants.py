@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from db import changes, tenants, tree
+from db import changes, indexed, tenants
 from db.engine import reading
 from db.tables import metadata
 from orchestrator.documents import change_document, file_document
@@ -55,7 +55,7 @@ def everything(engine: Engine) -> dict[str, list[dict[str, Any]]]:
 def _check_feed(
     connection: Connection, tenant_id: int, listed: trees.State, removed: set[bytes], restless: bool
 ) -> None:
-    index = trees.index([file_document(one) for one in tree.index_page(connection, tenant_id, limit=EVERYTHING)])
+    index = trees.index([file_document(one) for one in indexed.page(connection, tenant_id, limit=EVERYTHING)])
     feed = [change_document(one) for one in changes.after(connection, tenant_id, None, EVERYTHING)]
     assert index == listed, f"(1) the index is not what is there: {_difference(index, listed)}"
     gone = {trees.exact(one, "path") for one in feed if one["kind"] == "deleted"}

@@ -23,7 +23,7 @@ import psycopg
 import redis
 from sqlalchemy import Engine, text
 
-from db import changes, schema, tree
+from db import changes, indexed, schema, tree
 from db.engine import connect, reading, write
 from db.sending import Sendable
 from db.types import Place
@@ -148,7 +148,7 @@ def statements(engine: Engine, name: str) -> Iterator[tuple[str, Callable[[Any],
     yield f"{PAGE:,} changes of the feed", lambda c: changes.after(c, tenant, None, PAGE)
     yield (
         f"{PAGE:,} files of the index",
-        lambda c: tree.index_page(c, tenant, after=(one.order_key, one.id, b""), limit=PAGE),
+        lambda c: indexed.page(c, tenant, after=(one.order_key, one.id, b""), limit=PAGE),
     )
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from db import changes, scans, tenants, tree
+from db import changes, indexed, scans, tenants
 from db.engine import reading
 from db.scans import Scan
 from orchestrator.documents import change_document, file_document
@@ -36,7 +36,7 @@ def seen(storm: Storm, name: str) -> Seen:
         tenant_id = tenants.get(connection, name).id
         return Seen(
             list(scans.of_tenant(connection, tenant_id, EVERYTHING)),
-            trees.index(file_document(one) for one in tree.index_page(connection, tenant_id, limit=EVERYTHING)),
+            trees.index(file_document(one) for one in indexed.page(connection, tenant_id, limit=EVERYTHING)),
             [change_document(one) for one in changes.after(connection, tenant_id, None, EVERYTHING)],
         )
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from db import schema, tenants
 from db.changes import Change
 from db.engine import connect, writing
+from db.indexed import IndexedFile
 from db.tenants import NAME
-from db.tree import IndexedFile
 from db.types import Strategy, UsageError
 from orchestrator import documents
 from orchestrator.cli.common import escaped

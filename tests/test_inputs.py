@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from db import schema, tenants, tree
+from db import indexed, schema, tenants
 from db.engine import connect, reading, writing
 from tasks import settings as all_settings
 from tasks.app import make_app
@@ -667,7 +667,7 @@ def test_a_clock_that_differs_from_the_file_systems_hides_no_rewrite(
 
     # then
     with reading(engine) as connection:
-        [file] = tree.index_page(connection, tenant.id, prefix=b"f", after=None, limit=9)
+        [file] = indexed.page(connection, tenant.id, prefix=b"f", after=None, limit=9)
     assert file.digest == hashlib.sha256(b"two").digest()
     engine.dispose()
 

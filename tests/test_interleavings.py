@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from db import changes, scans, schema, sending, shards, tenants, tree, vanished
+from db import changes, indexed, scans, schema, sending, shards, tenants, vanished
 from db.engine import connect, reading, writing
 from db.scans import Scan
 from db.types import ScanState, Trigger
@@ -87,7 +87,7 @@ class World:
     @property
     def index(self) -> State:
         with reading(self.engine) as connection:
-            return index(map(file_document, tree.index_page(connection, self.tenant_id, limit=100_000)))
+            return index(map(file_document, indexed.page(connection, self.tenant_id, limit=100_000)))
 
     @property
     def feed(self) -> list[dict]:

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import Engine, select
 
-from db import row_security, schema, tree
+from db import indexed, row_security, schema
 from db.engine import connect, narrowed, reading, write
 from db.tables import directories, files
 from tests import scale
@@ -28,7 +28,7 @@ def test_rows_are_written_and_read_and_a_tenant_sees_his_own_alone(parted: Engin
         write_tree(parted, new_directories=rows, files=[file(tenant.id, 2, b"note"), file(tenant.id, 3, b"more")])
         write_tree(parted, files=[file(tenant.id, 3, b"more", size=7)])  # written again
     with reading(parted) as connection:
-        assert [one.path for one in tree.index_page(connection, known[0].id)] == [b"a/note", b"a/b/more"]
+        assert [one.path for one in indexed.page(connection, known[0].id)] == [b"a/note", b"a/b/more"]
         assert connection.execute(select(files.c.size).where(files.c.name == b"more")).scalars().all() == [7, 7, 7]
         parts = connection.exec_driver_sql("SELECT count(*) FROM pg_inherits").scalar_one()
     assert parts >= 3 * 4

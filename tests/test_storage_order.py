@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from db import tree
+from db import indexed, tree
 from db.engine import reading
 from db.types import Place
 from tests.storage import directory, file, tree_rows, write_tree
@@ -113,7 +113,7 @@ def index(engine, tenant_id, limit, prefix=b""):
     found, after = [], None
     while True:
         with reading(engine) as connection:
-            page = tree.index_page(connection, tenant_id, prefix=prefix, after=after, limit=limit)
+            page = indexed.page(connection, tenant_id, prefix=prefix, after=after, limit=limit)
         found += page
         if len(page) < limit:
             return found

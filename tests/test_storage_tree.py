@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from sqlalchemy import event, insert
 
-from db import schema, tree
+from db import indexed, schema, tree
 from db.engine import connect, reading, writing
 from db.tables import directories, files
 from db.types import StaleDirectory
@@ -150,7 +150,7 @@ def test_names_are_any_bytes(engine, name):
     with reading(engine) as connection:
         assert tree.files_of(connection, 1, 1).keys() == {name}
         assert tree.children_of(connection, 1, 1).keys() == {name}
-        assert [one.path for one in tree.index_page(connection, 1)] == [name, name + b"/" + name]
+        assert [one.path for one in indexed.page(connection, 1)] == [name, name + b"/" + name]
 
 
 @pytest.mark.row(22, "kept whole in the database")
@@ -160,10 +160,10 @@ def test_a_path_of_more_than_4000_bytes_is_kept_whole(engine):
 
     assert len(path) > 4000
     with reading(engine) as connection:
-        (page,) = tree.index_page(connection, 1)
+        (page,) = indexed.page(connection, 1)
         assert page.path == path + b"/" + b"n" * 255
-        assert tree.index_page(connection, 1, prefix=path + b"/n") == [page]
-        assert tree.index_page(connection, 1, prefix=path + b"/o") == []
+        assert indexed.page(connection, 1, prefix=path + b"/n") == [page]
+        assert indexed.page(connection, 1, prefix=path + b"/o") == []
 
 
 def test_removing_rows_clears_the_fingerprint_of_their_directory_and_of_no_other(engine):

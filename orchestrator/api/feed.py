@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
-from db import changes, tree
+from db import changes, indexed
 from orchestrator.api import events
 from orchestrator.api.docs import events as events_content
 from orchestrator.api.docs import problems
@@ -82,7 +82,7 @@ def list_files(
         tenant = tenant_of(connection, caller, name)
         # First: what becomes visible in between is then told again, not missed.
         first = {"cursor": changes.end_cursor(connection, tenant.id)} if place is None else {}
-        found = tree.index_page(connection, tenant.id, prefix=exact(request, "prefix"), after=place, limit=limit)
+        found = indexed.page(connection, tenant.id, prefix=exact(request, "prefix"), after=place, limit=limit)
     items = [file_document(one) for one in found]
     return answer({"items": items, "next": _key(found[-1].place) if len(found) == limit else None, **first})
 

@@ -12,8 +12,8 @@ import click
 from sqlalchemy import Engine
 
 from db import changes as feed
+from db import indexed, tenants
 from db import scans as all_scans
-from db import tenants, tree
 from db.engine import reading
 from db.types import ScanState, StrandlineError
 from orchestrator.cli.common import (
@@ -137,13 +137,13 @@ def files(name: str, prefix: str, state: str | None, as_json: bool) -> None:
                 click.echo(f"{content}  {file.size:>12,}  {escaped(file.path)}")
 
 
-def _files(engine: Engine, name: str, prefix: bytes) -> Iterator[tree.IndexedFile]:
+def _files(engine: Engine, name: str, prefix: bytes) -> Iterator[indexed.IndexedFile]:
     with reading(engine) as connection:
         tenant = tenants.get(connection, name)
     place: tuple[bytes, int, bytes] | None = None
     while True:
         with reading(engine) as connection:
-            page = tree.index_page(connection, tenant.id, prefix=prefix, after=place, limit=PAGE)
+            page = indexed.page(connection, tenant.id, prefix=prefix, after=place, limit=PAGE)
         yield from page
         if len(page) < PAGE:
             return
