@@ -51,11 +51,12 @@ def test_a_limit_that_is_lowered_while_scanning_shrinks_the_pool_and_nothing_is_
 ) -> None:
     worker = field.begin_worker("worker", 4, hungry.program(group, "Heavy"))
     name, root = field.tenant(Dir())
-    trees.make_many(root, 2_000, 50)
+    trees.make_many(root, 1_000, 50)
     scan_id = field.ask(name)
     wait_until(lambda: len(worker.descendants()) == 4 and used(group) > 300 * MB, LONG_S, "all work, and are heavy")
     group.write("memory.limit_in_bytes", 400 * MB)
     wait_until(lambda: len(worker.descendants()) <= 2, 10, "the pool has shrunk")
+    assert field.state(scan_id) == "running", "it shrank while there was work"
     document = field.ended(scan_id, LONG_S)
 
     assert document["state"] == "succeeded" and oom_kills(group) == 0
