@@ -69,7 +69,7 @@ class Settings(BaseModel):
     shard_bytes: int = Field(512 << 20, ge=1, description="hashed bytes after which a shard hands on the rest")
     huge_entries: int = Field(20_000, ge=16, description="entries from which a directory is kept in ranges, in parts")
     shard_seconds: float = Field(15.0, gt=0, description="seconds after which a shard hands on the rest")
-    lease_s: float = Field(8.0, ge=1, description="seconds after which the shard of a process that died is given on")
+    lease_s: float = Field(7.0, ge=1, description="seconds after which the shard of a process that died is given on")
     stall_s: float = Field(
         60.0, ge=1, description="seconds for one call, after which a process is taken to hang and ends"
     )

@@ -60,7 +60,8 @@ class Watch:
 
     def __init__(self, settings: Settings, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._marks = PROFILES[settings.memory_profile]
-        self._gauge = Gauge(settings.memory_limit_mb << 20)
+        self._budget = settings.memory_limit_mb << 20
+        self._gauge = Gauge(self._budget)
         self._ladder, self._clock_s = Ladder(self._marks), clock_s
         self._shares: dict[int, int] = {}  # of each child, by process id; last the one that was looked at last
 
@@ -73,6 +74,7 @@ class Watch:
             self._shares.pop(pid, None)
             self._shares[pid] = share(pid)
         shares = sorted(self._shares.items())
-        reading = self._gauge.read(share(os.getpid()) + sum(self._shares.values()))
+        own = share(os.getpid()) + sum(self._shares.values()) if self._budget else 0
+        reading = self._gauge.read(own)
         level = self._ladder.step(reading.fraction, reading.stalled, self._clock_s())
         return Seen(level, reading, self._marks, shares)
