@@ -206,6 +206,7 @@ def test_where_memory_is_high_no_more_is_begun_until_all_is_done_and_whoever_has
             nothing_was_lost(field, scan_id)
 
 
+@pytest.mark.long
 def test_a_cap_that_flaps_while_short_shards_run_kills_no_child_that_works(
     tmp_path: Path, newest_postgres_url: str, own_redis
 ) -> None:
@@ -221,6 +222,7 @@ def test_a_cap_that_flaps_while_short_shards_run_kills_no_child_that_works(
         field.quiet({name: root})
 
 
+@pytest.mark.long
 @pytest.mark.needs("root", "memory cgroup")
 def test_pressure_that_flaps_changes_the_cap_once_in_ten_seconds_at_most(
     tmp_path: Path, newest_postgres_url: str, own_redis

@@ -217,6 +217,7 @@ def test_a_full_disk_under_the_state_folder_is_said_before_anything_starts(
     assert cli.scan(root)["state"] == "succeeded"
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.row(42, "full meanwhile: the scan fails with that sentence, the next completes")
 @pytest.mark.needs("root")

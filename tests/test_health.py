@@ -66,6 +66,7 @@ def touched(path: Path) -> Callable[[], bool]:
     return lambda: path.exists() and path.stat().st_mtime_ns > before
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 def test_it_lives_and_takes_work_from_when_redis_comes_until_it_is_told_to_end(
     probed: Probed, broker: RedisServer

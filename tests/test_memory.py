@@ -34,6 +34,7 @@ def field(tmp_path: Path, newest_postgres_url: str, own_redis) -> Iterator[Field
         yield field
 
 
+@pytest.mark.long
 def test_a_leak_of_five_megabytes_a_folder_is_recycled_away_and_nothing_is_lost(group: Group, field: Field) -> None:
     worker = field.begin_worker("worker", 4, hungry.program(group, "Leaking"))
     name, root = field.tenant(Dir())
@@ -46,6 +47,7 @@ def test_a_leak_of_five_megabytes_a_folder_is_recycled_away_and_nothing_is_lost(
     field.quiet({name: root})
 
 
+@pytest.mark.long
 def test_a_limit_that_is_lowered_while_scanning_shrinks_the_pool_and_nothing_is_lost(
     group: Group, field: Field
 ) -> None:

@@ -184,6 +184,7 @@ def test_up_outlasts_a_server_that_crashed(field: Outage, tmp_path: Path) -> Non
     engine.dispose()
 
 
+@pytest.mark.long
 @pytest.mark.fault(10, "pg_terminate_backend of all its connections, ten times in one scan")
 def test_connections_that_are_ended_again_and_again(field: Outage, timed) -> None:
     root = field.begin("ended")
@@ -241,6 +242,7 @@ def test_fewer_connections_than_processes(field: Outage, timed) -> None:
     field.ends("limited", root)
 
 
+@pytest.mark.long
 @pytest.mark.fault(12, "a connection cut in silence, both ways, while a flush waits for its answer")
 @pytest.mark.fault(20, "from the database only: the path of one of two workers is cut in mid-transaction")
 def test_a_worker_that_is_cut_off_from_the_database(field: Outage, timed) -> None:
@@ -289,6 +291,7 @@ def test_a_server_that_hangs_is_not_waited_for_without_end(field: Outage, monkey
         engine.dispose()
 
 
+@pytest.mark.long
 @pytest.mark.fault(10, "failover: the primary is killed in mid-transaction and its standby promoted")
 def test_a_standby_that_takes_over(own_postgres, own_folder: Path, own_redis, tmp_path: Path, timed) -> None:
     with own_postgres() as primary, Standby(primary, own_folder) as standby, own_redis() as broker:

@@ -45,6 +45,7 @@ def scan_all(field: Field, names: list[str]) -> None:
     assert {field.session.wait(scan_id).state for scan_id in asked} == {"succeeded"}
 
 
+@pytest.mark.long
 def test_after_two_hundred_scans_all_that_was_held_is_given_back(field: Field) -> None:
     tenants = dict(field.tenant() for _ in range(TENANTS))
     for number in range(SCANS // TENANTS):
@@ -150,6 +151,7 @@ def test_without_processes_and_threads_a_scan_waits(field: Field) -> None:
     field.quiet({name: root}, {b"1/1"})
 
 
+@pytest.mark.long
 @fault(22, "the same, and SIGKILL of a pool's child, in whose place there can be no other")
 @pytest.mark.needs("root", "pids cgroup")
 def test_a_worker_that_can_start_no_child_ends_whole_and_another_goes_on(field: Field) -> None:

@@ -73,8 +73,9 @@ FAULTS: dict[str, tuple[int, Callable[[Storm, int], None]]] = {
 # Each by itself is in both, and left to test-large: one takes minutes.
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(one, marks=pytest.mark.chaos if one == BOTH else pytest.mark.large) for one in FAULTS],
-)
+    [pytest.param(one, marks=[pytest.mark.chaos, pytest.mark.long] if one == BOTH else pytest.mark.large)
+     for one in FAULTS],
+)  # fmt: skip
 @pytest.mark.fault(5, "FLUSHALL ten times during a scan of 50,000 files; and with the database restarted three times")
 @pytest.mark.fault(10, "PostgreSQL restarted (immediate) three times during a scan of 50,000 files")
 def test_a_scan_of_50_000_files_ends_by_itself(storm: Storm, fault: str) -> None:
