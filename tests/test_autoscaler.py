@@ -130,6 +130,7 @@ def nothing_was_lost(field: Field, scan_id: str) -> None:
     assert sum(shard.deaths for shard in field.shards(scan_id)) == 0
 
 
+@pytest.mark.long
 @pytest.mark.needs("root", "memory cgroup")
 def test_a_pool_shrinks_with_the_limit_while_all_children_work_and_grows_again(
     tmp_path: Path, newest_postgres_url: str, own_redis

@@ -223,6 +223,7 @@ END $$;
 )
 
 
+@pytest.mark.long
 @pytest.mark.fault(12, "ALTER ROLE … CONNECTION LIMIT 1, for a worker of two processes")
 def test_fewer_connections_than_processes(field: Outage, timed) -> None:
     root = field.add("limited")

@@ -229,6 +229,7 @@ def test_ticks_that_nobody_takes_are_not_heaped_up(own_redis, tmp_path: Path) ->
         assert client.llen("strandline:control") == UNREAD
 
 
+@pytest.mark.long
 @fault(7, "SIGSTOP, and TERM to a beat that waits for an answer")
 def test_term_ends_a_beat_that_waits_for_a_redis_that_hangs(own_redis, tmp_path: Path) -> None:
     with own_redis() as server, running(tmp_path, f"sqlite:///{tmp_path}/test.db", server.url, workers=0) as cluster:

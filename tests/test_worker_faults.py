@@ -247,6 +247,7 @@ def one_an_interval(times: list[float]) -> bool:
     )
 
 
+@pytest.mark.long
 @fault(14, "two beats; then both stopped for ten intervals, and continued")
 def test_two_beats_or_one_that_wakes_ask_for_one_scan_an_interval(scheduled: Field) -> None:
     field = scheduled
