@@ -40,7 +40,7 @@ chaos:  ## Run faults (ARGS as above), then storm
 .PHONY: faults
 faults:  ## Run the tests that kill, hang, cut and fill servers and processes, of a running cluster or at each commit: ARGS as above
 	@.ci/venv requirements-test.lock
-	@exec .venv/bin/pytest -m "chaos and not large" --timeout 600 --numprocesses $(FEWER) --dist worksteal $(ARGS)
+	@exec .venv/bin/pytest -m "chaos and not large" --numprocesses $(FEWER) --dist worksteal $(ARGS)
 
 .PHONY: storm
 storm:  ## Let all faults come again and again while all trees change, and compare: MINUTES=10, SEED=number (else any; printed)

@@ -87,6 +87,7 @@ class Shown(NamedTuple):
     row: int
     test: str
     asserted: str
+    in_ci: bool  # as far as the marks of the test itself tell
 
 
 def shown(marker: str = "row") -> Iterator[Shown]:
@@ -94,9 +95,11 @@ def shown(marker: str = "row") -> Iterator[Shown]:
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marks = {ast.unparse(decorator) for decorator in node.decorator_list}
+                in_ci = marks.isdisjoint({"pytest.mark.large", "pytest.mark.long"})
                 for decorator in node.decorator_list:
                     if (found := _marked(decorator, marker)) is not None:
-                        yield Shown(found[0], f"{path.name}::{node.name}", found[1])
+                        yield Shown(found[0], f"{path.name}::{node.name}", found[1], in_ci)
 
 
 def _marked(decorator: ast.expr, marker: str) -> tuple[int, str] | None:

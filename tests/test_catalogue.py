@@ -13,8 +13,8 @@ def test_the_rows_are_those_of_the_catalogue() -> None:
 
 
 @BOTH
-def test_every_row_is_shown_by_a_test(marker: str, rows: dict[int, str]) -> None:
-    assert sorted(rows.keys() - {one.row for one in catalogue.shown(marker)}) == []
+def test_every_row_is_shown_by_a_test_that_ci_runs(marker: str, rows: dict[int, str]) -> None:
+    assert sorted(rows.keys() - {one.row for one in catalogue.shown(marker) if one.in_ci}) == []
 
 
 @BOTH

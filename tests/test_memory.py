@@ -15,9 +15,10 @@ from tests.memory_group import limited_to, oom_kills, used
 from tests.trees import Dir, File
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.needs("root", "memory cgroup")]
-
 LONG_S = 300
+
+# Longer than it waits for things by.
+pytestmark = [pytest.mark.chaos, pytest.mark.needs("root", "memory cgroup"), pytest.mark.timeout(2 * LONG_S)]
 
 
 @pytest.fixture

@@ -135,7 +135,6 @@ def begin(former: Path, cluster: Cluster, *words: str) -> Running:
     return process
 
 
-@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.needs("history")
 @pytest.mark.fault(
