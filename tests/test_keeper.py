@@ -11,6 +11,8 @@ from db import shards
 from db.engine import writing
 from tasks.keeper import Keeper
 from tasks.lease import Holder
+from tasks.settings import Settings
+from tests.recovery import PROMISED_S
 from tests.storage import ONLY_SQLITE, add_tenant, claimed, expire, start_scan
 from tests.waiting import wait_until
 
@@ -76,3 +78,8 @@ def _is_lost(holder: Holder) -> bool:
     except Exception as error:  # noqa: BLE001 -- judged by its name
         return type(error).__name__ == "LeaseLost"
     return False
+
+
+def test_what_a_killed_process_held_is_due_with_a_second_to_spare_of_the_ten_that_are_promised() -> None:
+    lease_s, tick_s = (Settings.model_fields[name].default for name in ("lease_s", "tick_s"))
+    assert lease_s + tick_s <= PROMISED_S - 1, "a whole lease may be left, and the tick just over"
