@@ -114,6 +114,18 @@ def test_version_1_knows_a_limit_above_what_can_be_seen(tmp_path: Path) -> None:
     assert Gauge(root=root).read().fraction == 0.75
 
 
+def test_in_version_1_a_group_without_a_limit_of_its_own_is_held_to_the_one_above_by_what_all_there_use(
+    tmp_path: Path,
+) -> None:
+    below = v1(1 << 63, rss=10 * MB)
+    below["memory.stat"] = below["memory.stat"].replace(str(1 << 63), str(80 * MB))
+    groups = {"cg/a/b": below, "cg/a": v1(80 * MB, rss=60 * MB), "cg": v1(1 << 63, rss=500 * MB)}
+    root = machine(tmp_path, "4:memory:/a/b\n", V1.format(top="/", point="/cg"), groups)
+
+    reading = Gauge(root=root).read()
+    assert (reading.limited_by, reading.fraction, reading.working_set) == ("control group /a", 0.75, 10 * MB)
+
+
 @pytest.mark.parametrize(
     ("own", "top", "folder"),
     [
@@ -134,7 +146,25 @@ def test_a_group_is_found_however_its_path_and_its_mount_are_told(
         where = tmp_path / ("v1" if " - cgroup " in mount else "v2")
         root = machine(where, f"5:memory:{own}\n0::{own}\n", mount, {folder.replace("cg", "c g", 1): files})
 
-        assert [(one.limit, one.used) for one in cgroup.charges(root)] in ([(100, 10)], [(100, 70)])
+        at = cgroup.mounted(root)
+        assert at is not None
+        assert [(one.limit, one.used) for one in cgroup.charges(at, root)] in ([(100, 10)], [(100, 70)])
+
+
+def test_where_groups_are_to_be_seen_is_looked_for_again_once_none_is_seen_there(tmp_path: Path) -> None:
+    mountinfo = Path(
+        machine(tmp_path, "0::/a\n", V2.format(top="/", point="/cg"), {"cg/a": v2("100")}), "proc/self/mountinfo"
+    )
+    gauge = Gauge(root=str(tmp_path))
+    assert gauge.read().limit == 100
+    there = mountinfo.read_text()
+    mountinfo.unlink()
+    (tmp_path / "cg/a/memory.max").write_text("200\n")
+    assert gauge.read().limit == 200, "not looked for each time, though what it says is read each time"
+    (tmp_path / "cg").rename(tmp_path / "moved")
+    assert gauge.read().limited_by == "the machine"
+    mountinfo.write_text(there.replace("/cg", "/moved"))
+    assert gauge.read().limit == 200
 
 
 def test_where_nothing_limits_the_machine_does(tmp_path: Path) -> None:

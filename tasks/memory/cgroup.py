@@ -39,26 +39,25 @@ class Mounted(NamedTuple):
     top: str
 
 
-def charges(root: str = "") -> list[Charge]:
-    """Of the group that this process is in, and then of each above it that can be seen. `root`: before /proc and /sys,
-    for tests.
+def charges(where: Mounted, root: str = "") -> list[Charge]:
+    """Of the group that this process is in, and then of each above it that can be seen, as far as one may be limited.
+    `root`: before /proc and /sys, for tests.
     """
-    mounted = _mounted(root)
-    if mounted is None:
-        return []
-    own = _own(root, mounted.version)
-    below = own[len(mounted.top.rstrip("/")) :] if _within(own, mounted.top) else "/"
-    read = _version_1 if mounted.version == 1 else _version_2
+    own = _own(root, where.version)
+    below = own[len(where.top.rstrip("/")) :] if _within(own, where.top) else "/"
+    read = _version_1 if where.version == 1 else _version_2
     found = []
     for path in _upwards(below):
-        folder = root + mounted.point + path.rstrip("/")
+        folder = root + where.point + path.rstrip("/")
         with suppress(OSError):  # removed meanwhile, or not limited, or none of our business
             found.append(read(folder, path))
+            if where.version == 1 and found[-1].limit is None:
+                break  # it tells the limits above it, too: there are none
     return found
 
 
-def _mounted(root: str) -> Mounted | None:
-    """Where the memory controller is. Each line of mountinfo: … top point options … - kind source options"""
+def mounted(root: str = "") -> Mounted | None:
+    """Where the memory controller is, if anywhere. A line of mountinfo: … top point options … - kind source options"""
     found = None
     with suppress(OSError), open(f"{root}/proc/self/mountinfo", "rb") as lines:
         for line in lines:

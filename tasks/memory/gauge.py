@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import psutil
 
-from tasks.memory.cgroup import Charge, charges, stalled
+from tasks.memory.cgroup import Charge, Mounted, charges, mounted, stalled
 
 _PRESSURE = "/proc/pressure/memory"
 _SHARE = re.compile(rb"^Pss_(?:Anon|Shmem): *(\d+) kB", re.M)
@@ -32,16 +32,18 @@ class Reading(NamedTuple):
 
 
 class Gauge:
-    """Reads anew each time: a limit may change, and a process be moved. `budget`: what the operator allows a worker
-    with its children, in bytes, 0 for no such limit. `root`: before /proc and /sys, for tests.
+    """Reads anew each time: a limit may change, and a process be moved. Only where groups are to be seen is kept while
+    they are, since machines may have hundreds of mounts. `budget`: what the operator allows a worker with its children,
+    in bytes, 0 for no such limit. `root`: before /proc and /sys, for tests.
     """
 
     def __init__(self, budget: int = 0, root: str = "") -> None:
         self._budget, self._root = budget, root
+        self._mounted: Mounted | None = None
 
     def read(self, own: int = 0) -> Reading:
         """Where several limits hold, the one that is nearest. `own`: bytes that those use for whom the budget is."""
-        found = charges(self._root)
+        found = self._charges()
         limits = [(f"control group {one.group}", one.limit, one.used) for one in found if one.limit]
         if self._budget:
             limits.append(("STRANDLINE_MEMORY_LIMIT_MB", self._budget, own))
@@ -53,6 +55,13 @@ class Gauge:
             limited_by, limit, used, nearest.working_set if nearest else None, self._stalled(found),
             nearest.oom_kills if nearest else 0,
         )  # fmt: skip
+
+    def _charges(self) -> Sequence[Charge]:
+        self._mounted = self._mounted or mounted(self._root)
+        found = charges(self._mounted, self._root) if self._mounted else []
+        if not found:
+            self._mounted = None
+        return found
 
     def _stalled(self, found: Sequence[Charge]) -> float:
         """Of the nearest group that tells it, else of the machine."""
