@@ -109,7 +109,7 @@ bench-sizes:  ## Measure what to size a cluster for, files a second, memory, row
 	@exec .venv/bin/python -m tests.sizes $(ARGS)
 
 .PHONY: bench-governor
-bench-governor:  ## Measure what the memory governor costs, on against off: ARGS="--rounds 12"
+bench-governor:  ## Measure what the memory governor costs, on against off: ARGS="--rounds 80"
 	@.ci/venv requirements-test.lock
 	@exec .venv/bin/python -m tests.governor_bench $(ARGS)
 
