@@ -13,6 +13,7 @@ from db.types import StrandlineError
 from orchestrator import interrupts
 from orchestrator.cli.hints import typed
 from tasks import wanted
+from tasks.loading import all_stays
 
 # command → (module, function); the order is that of --help.
 COMMANDS = {
@@ -50,7 +51,8 @@ class _Lazy(click.Group):
         if name not in COMMANDS:
             return None
         module, function, _ = COMMANDS[name]
-        command: click.Command = getattr(importlib.import_module(f"orchestrator.cli.{module}"), function)
+        with all_stays():
+            command: click.Command = getattr(importlib.import_module(f"orchestrator.cli.{module}"), function)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

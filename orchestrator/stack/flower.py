@@ -16,6 +16,7 @@ from typing import Any
 from db.types import UsageError
 from tasks import logs
 from tasks.app import App
+from tasks.loading import all_stays
 from tasks.settings import Settings
 
 # What it remembers, in memory and in its file: of a busy cluster some minutes.
@@ -93,12 +94,13 @@ def _end(_number: int, _frame: FrameType | None) -> None:
 
 
 def _made(app: App, settings: Settings, host: str, port: int) -> Any:
-    from flower import urls
-    from flower.app import Flower
-    from flower.command import extract_settings, setup_logging
-    from flower.options import options
-    from flower.views.monitor import Metrics
-    from tornado.web import authenticated
+    with all_stays():
+        from flower import urls
+        from flower.app import Flower
+        from flower.command import extract_settings, setup_logging
+        from flower.options import options
+        from flower.views.monitor import Metrics
+        from tornado.web import authenticated
 
     class Closed(Metrics):
         """Flower's own answers everybody, with the names of all workers and tasks."""

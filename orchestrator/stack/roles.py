@@ -18,15 +18,17 @@ from orchestrator.stack.processes import be_killed_first, die_with_parent
 from tasks import logs, wanted
 from tasks.app import QUEUES, App
 from tasks.consumer import Doubt, Healthy, Presence
+from tasks.loading import all_stays
 from tasks.memory.pool import TaskPool
 
 
 def preload() -> None:
     """Import what a worker needs before it is forked, so that it is imported once."""
-    import kombu.transport.redis  # noqa: F401
+    with all_stays():
+        import kombu.transport.redis  # noqa: F401
 
-    import tasks.finish
-    import tasks.scan_shard  # noqa: F401
+        import tasks.finish
+        import tasks.scan_shard  # noqa: F401
 
     gc.collect()
     gc.freeze()  # a child that looks through what its parent opened since leaves these pages shared
@@ -81,7 +83,8 @@ def beat(app: App, *, level: str) -> None:
 def api(app: App, listening: socket.socket, *, level: str) -> None:
     """The HTTP API on a socket that listens; with TERM it ends what is under way, and the process with it."""
     wanted.spare_no_others()
-    from orchestrator.api.serve import serve  # FastAPI takes a while to import, and the others do without
+    with all_stays():
+        from orchestrator.api.serve import serve  # FastAPI takes a while to import, and the others do without
 
     logs.configure(app.runtime.settings, level)
     serve(app.runtime.settings, app, listening, level=level)
