@@ -48,6 +48,7 @@ def running(folder: Path, database_url: str, redis_url: str, *, workers: int = 1
     }  # fmt: skip
     cluster = Cluster(folder / "unused", env | settings)
     cluster.processes = {}
+    cluster.starts_nothing = True
     done = cluster.run("migrate")
     assert done.returncode == 0, done.stderr
     try:
@@ -57,7 +58,6 @@ def running(folder: Path, database_url: str, redis_url: str, *, workers: int = 1
             cluster.begin(f"beat{number + 1 if number else ''}", "beat")
         for name, process in cluster.processes.items():
             assert not name.startswith("worker") or process.stderr.wait_for(b"ready", 30), process.stderr.content
-        cluster.starts_nothing = True
         yield cluster
     finally:
         for process in cluster.processes.values():

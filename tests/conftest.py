@@ -35,6 +35,8 @@ os.environ["PATH"] += ":/usr/sbin:/sbin"
 # A shell starts what it leaves in the background deaf to Ctrl-C, which all that is started here would be as well.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Until all tests are collected: see below.
+gc.disable()
 REQUIRE_ALL = os.environ.get("REQUIRE") == "all"
 POSTGRES_KINDS = servers.postgres_kinds()
 MAY_SKIP = "may be missing"
@@ -52,11 +54,15 @@ def _tested_on() -> list[str]:
     return [*lines, "every other skip is a failure (REQUIRE=all)"] if REQUIRE_ALL else lines
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """What is loaded by now stays: to look through it for garbage takes a second, which many tests let be done."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is loaded by then stays: to look through it for garbage takes a second, which many tests let be done."""
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 # What a test needs

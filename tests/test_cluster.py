@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import redis
 
+from tasks.app import QUEUES, make_app
 from tasks.redis import presence
 from tasks.redis.keys import Keys
+from tasks.settings import load
 from tests import scenarios
 from tests.cluster import Cluster, running
 from tests.command import STRANDLINE, each_change_once
@@ -115,6 +117,17 @@ def test_processes_refuse_to_run_without_addresses_or_on_another_schema(
     assert done.returncode == 2 and "STRANDLINE_DATABASE_URL" in done.stderr
 
 
+def holds_nothing(cluster: Cluster) -> bool:
+    """Is no message left for the worker, nor in its hands? Each thing is looked at after what it may come from."""
+    app = make_app(load({}, redis_url=cluster.env["STRANDLINE_REDIS_URL"]))
+    told = app.control.inspect(timeout=2)
+    none_active = [one == [] for one in (told.active() or {}).values()]
+    with redis.Redis.from_url(cluster.env["STRANDLINE_REDIS_URL"]) as client:
+        none_waits = not any(client.llen(app.runtime.keys.queue(queue)) for queue in QUEUES)
+    none_taken = [one == [] for each in (told.reserved, told.active) for one in (each() or {}).values()]
+    return none_waits and [*none_active, *none_taken] == [True] * 3
+
+
 @NEWEST_POSTGRES
 def test_a_worker_that_holds_nothing_ends_well_where_no_name_is_looked_up_any_more(
     cluster: Cluster, tmp_path: Path
@@ -136,8 +149,9 @@ def test_a_worker_that_holds_nothing_ends_well_where_no_name_is_looked_up_any_mo
     build(root, Dir({b"note": File(b"text")}))
     assert cluster.run("tenant", "add", "notes", os.fsdecode(root)).returncode == 0
     cluster.json("enqueue", "notes", "--wait")
-    cluster.processes["beat"].send(signal.SIGTERM)  # or a tick may be held at that moment
+    cluster.processes["beat"].send(signal.SIGTERM)
     cluster.processes["beat"].wait(10)
+    wait_until(lambda: holds_nothing(cluster), 30, "the ticks that the scan asked for are over")
     gone.touch()
     worker.send(signal.SIGTERM)
     assert worker.wait(12).returncode == 0
