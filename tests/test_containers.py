@@ -331,8 +331,11 @@ def test_an_upgrade_with_a_migration_under_load_costs_no_file(stack: Stack, many
         trees.remove(os.fsencode(many / "003" / f"{number:03}"))
         trees.build(os.fsencode(many / "003" / f"{10 + number:03}"), Dir({b"new": File(b"new %d" % number)}))
 
+    running, steps = "SELECT count(*) FROM scans WHERE state = 'running'", {}
     with scanning(stack, "many"):
-        steps = {services: by(stack, NEXT, *services) for services in STEPS}
+        for services in STEPS:
+            wait_until(lambda: stack.sql(running), SOON_S, "a scan is under way, and not just over")
+            steps[services] = by(stack, NEXT, *services)
 
     assert images(stack) == {NEXT} and stack.sql("SELECT version_num FROM alembic_version") == "9000"
     scans = [one for one in stack.documents("scans", "many") if one["scan"] not in known]
