@@ -1,7 +1,7 @@
 """`make bench-governor`: what the memory governor costs of a scan's processor time, on against off.
 
 Machines are noisy, in the course of a second, and no process is like another: so one process does both in turns, in
-scans of some hundredths of a second, and how sure the figure is is told with it. What looks at memory four times a
+scans of less than two tenths of a second, and how sure the figure is is told with it. What looks at memory four times a
 second does so four times in a second of its own scans. PostgreSQL and Redis are real; the processor time is that of the
 process that scans, as a child of a worker is, without theirs: there the governor's part is largest.
 """
