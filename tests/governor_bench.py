@@ -2,8 +2,8 @@
 
 Machines are noisy, in the course of a second, and no process is like another: so one process does both in turns, in
 scans of less than two tenths of a second, and how sure the figure is is told with it. What looks at memory four times a
-second does so four times in a second of its own scans. PostgreSQL and Redis are real; the processor time is that of the
-process that scans, as a child of a worker is, without theirs: there the governor's part is largest.
+second does so four times in a second of its own scans. PostgreSQL and Redis are real; the processor time is this
+process's alone, without theirs. Of that a third starts the scan and hands out its shards, as beat's ticks do.
 """
 
 import argparse
